@@ -1,0 +1,310 @@
+"""Detections to object graphs: what FG-CROSS sees beside the pixels.
+
+    python V_Graph.py det_json/sample_1.json --image test/sample_1.png --draw graph.png
+
+prints the objects, the strongest edges and the matrices' sizes, and draws them over the image.
+A file `det_json/<image stem>.json` lists {"label", "bbox": [cx, cy, w, h, angle, score]}; lengths
+are pixels of the original image, the angle is in radians from the +x axis towards +y (y points
+down), the score lies in [0, 1]. `det_json/README.md` is the full description.
+
+Sizes in the shapes below: N objects (padded), F node features, K labels, "other" included.
+"""
+
+import argparse
+import json
+import math
+import warnings
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import networkx as nx
+import numpy as np
+
+LABELS = Path(__file__).parent / "det_json" / "labels.txt"
+MAX_OBJECTS = 20  # as published
+GEOMETRY = 7  # columns of node features after the K label columns
+REACH = 0.1  # fraction of the image diagonal over which an edge's weight falls to 1 / e
+SLOTS = 20  # side of the published matrices
+PUBLISHED_LABELS = {"plane": 0, "car": 1, "building": 2}
+
+
+# ------------------------------------------------------------------ labels
+
+
+class Vocabulary:
+    """Label names and aliases to slots 0 ... K - 2; anything else shares the last, "other"."""
+
+    def __init__(self, lines):
+        self.lines = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
+        self._slots = {}
+        for slot, line in enumerate(self.lines):
+            for name in line.split(","):
+                if self._slots.setdefault(_fold(name), slot) != slot:
+                    raise ValueError(f"labels: '{name.strip()}' stands in two lines; remove one")
+        self._known = dict(self._slots)
+
+    def __len__(self):
+        return len(self.lines) + 1
+
+    def slot(self, label):
+        """Slot of a label. A label that is in no line is reported once and takes "other"."""
+        if label not in self._known:
+            folded = _fold(label)
+            if folded not in self._slots:
+                warnings.warn(f"unknown label '{label}' takes the slot 'other'", stacklevel=2)
+            self._known[label] = self._slots.get(folded, len(self.lines))
+        return self._known[label]
+
+
+def _fold(name):
+    return "".join(c for c in name.casefold() if c not in " -_\t")
+
+
+def read_labels(path=LABELS):
+    """The vocabulary in a file like `det_json/labels.txt`."""
+    return Vocabulary(Path(path).read_text(encoding="utf-8-sig").splitlines())
+
+
+# ------------------------------------------------------------------ files
+
+
+def _number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(entry, fail):
+    """One entry as {"label", "bbox": six floats}; calls fail(field, expected, found)."""
+    if not isinstance(entry, dict):
+        fail("entry", 'an object with "label" and "bbox"', entry)
+    label, box = entry.get("label"), entry.get("bbox")
+    if not isinstance(label, str) or not label.strip():
+        fail("label", "a non-empty string", label)
+    if isinstance(box, list) and len(box) == 5 and "score" in entry:
+        box = [*box, entry["score"]]
+    if not isinstance(box, list) or len(box) != 6:
+        fail("bbox", '[cx, cy, w, h, angle, score], or five numbers and a "score"', box)
+    for name, value in zip(("cx", "cy", "w", "h", "angle", "score"), box, strict=True):
+        if not _number(value):
+            fail(f"bbox {name}", "a finite number", value)
+    if box[2] <= 0 or box[3] <= 0:
+        fail("bbox w, h", "sizes above 0 pixels", box[2:4])
+    if not 0 <= box[5] <= 1:
+        fail("score", "a number in [0, 1], the last of bbox", box[5])
+    return {"label": label, "bbox": [float(value) for value in box]}
+
+
+def load_detections(path):
+    """Read and check one detection file.
+
+    Returns a list of {"label": str, "bbox": [cx, cy, w, h, angle, score]}, empty for an image
+    without objects. Raises ValueError that names file, entry, field and what was expected.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: expected a list of detections, found {type(entries).__name__}")
+    detections = []
+    for i, entry in enumerate(entries):
+
+        def fail(field, expected, found, i=i):
+            raise ValueError(f"{path}: entry {i}: {field}: expected {expected}, found {found!r}")
+
+        detections.append(_check(entry, fail))
+    return detections
+
+
+def match_detections(images, folder):
+    """Find each image's detection file: {image path: Path or None}, relative paths with `/`.
+
+    `a/b.tif` has `a/b.json`; failing that, the path with leading folders taken off, down to the
+    bare stem, as long as no other image has the same claim. Raises ValueError where two images
+    would share a file, so that no image gets another's graph.
+    """
+    folder = Path(folder)
+    files = {p.relative_to(folder).as_posix()[:-5] for p in sorted(folder.rglob("*.json"))}
+    stems = {image: PurePosixPath(image).with_suffix("").as_posix() for image in images}
+    taken = {stem for stem in stems.values() if stem in files}
+    found, claims = {}, defaultdict(list)
+    for image, stem in stems.items():
+        parts = PurePosixPath(stem).parts
+        tails = ("/".join(parts[i:]) for i in range(len(parts)))
+        tail = next((t for t in tails if t in files and (t == stem or t not in taken)), None)
+        found[image] = None if tail is None else folder / f"{tail}.json"
+        if tail is not None:
+            claims[tail].append(image)
+    for tail, images in claims.items():
+        if len(images) > 1:
+            raise ValueError(
+                f"{folder / tail}.json fits {images[0]} and {images[1]}: "
+                "put detections into folders like the images'"
+            )
+    return found
+
+
+# ------------------------------------------------------------------ graphs
+
+
+def _distances(boxes, image_size):
+    """Centre distances (N, N) as fractions of the image diagonal."""
+    steps = boxes[:, None, :2] - boxes[None, :, :2]  # (N, N, 2)
+    return np.sqrt((steps**2).sum(-1)) / math.hypot(*image_size)
+
+
+def build_graph(detections, image_size):
+    """All detections as an undirected networkx.Graph; no label is dropped.
+
+    image_size: (width, height) in pixels. Nodes carry label, box (six numbers as in the file),
+    area (fraction of the image) and score. Edges carry distance (fraction of the diagonal),
+    bearing (radians from the lower-numbered node to the other) and weight, exp(-distance / 0.1).
+    """
+    graph = nx.Graph(image_size=tuple(image_size))
+    for i, detection in enumerate(detections):
+        *_, w, h, _, score = box = detection["bbox"]
+        area = w * h / (image_size[0] * image_size[1])
+        graph.add_node(i, label=detection["label"], box=tuple(box), area=area, score=score)
+    boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
+    distances = _distances(boxes, image_size)
+    for i in range(len(boxes)):
+        for j in range(i + 1, len(boxes)):
+            x, y = boxes[j, :2] - boxes[i, :2]
+            distance = float(distances[i, j])
+            weight = math.exp(-distance / REACH)
+            graph.add_edge(i, j, distance=distance, bearing=math.atan2(y, x), weight=weight)
+    return graph
+
+
+class GraphArrays(NamedTuple):
+    """An image's graph as the model eats it; objects behind `mask` are padding."""
+
+    nodes: np.ndarray  # (N, F) float32
+    adjacency: np.ndarray  # (N, N) float32, symmetric, in [0, 1], zero diagonal
+    mask: np.ndarray  # (N) bool
+    dropped: int  # objects beyond max_objects
+
+
+def detection_arrays(detections, vocabulary):
+    """Detections as slots (n) int and boxes (n, 6) float, for `arrays_from_boxes`."""
+    slots = np.array([vocabulary.slot(d["label"]) for d in detections], dtype=int)
+    return slots, np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
+
+
+def arrays_from_boxes(slots, boxes, image_size, max_objects, labels):
+    """`graph_arrays` for detections that are arrays already; labels: K."""
+    area = boxes[:, 2] * boxes[:, 3]
+    order = np.lexsort((boxes[:, 1], boxes[:, 0], -area, -boxes[:, 5]))[:max_objects]
+    dropped = len(boxes) - len(order)
+    slots, boxes, area = slots[order], boxes[order], area[order]
+    n, (width, height) = len(order), image_size
+    nodes = np.zeros((max_objects, labels + GEOMETRY), dtype=np.float32)
+    nodes[np.arange(n), slots] = 1
+    cx, cy, w, h, angle, score = boxes.T
+    # Exchanging w and h flips the sign of the first factor, turning by pi / 2 that of the second:
+    # the same box has the same features, and a square has no direction.
+    lengthened = (w - h) / (w + h)
+    columns = (
+        2 * cx / width - 1,
+        2 * cy / height - 1,
+        np.log10(area / (width * height)) / 2 + 1,
+        lengthened * np.cos(2 * angle),
+        lengthened * np.sin(2 * angle),
+        np.abs(lengthened),
+        score,
+    )
+    for i, column in enumerate(columns):
+        nodes[:n, labels + i] = column
+    adjacency = np.zeros((max_objects, max_objects), dtype=np.float32)
+    adjacency[:n, :n] = np.exp(_distances(boxes, image_size) / -REACH)
+    np.fill_diagonal(adjacency, 0)
+    return GraphArrays(nodes, adjacency, np.arange(max_objects) < n, dropped)
+
+
+def graph_arrays(detections, image_size, max_objects=MAX_OBJECTS, vocabulary=None):
+    """Detections to node features, adjacency and mask, padded to N = max_objects.
+
+    image_size: (width, height) in pixels. A node's F = K + 7 features are its label, one-hot, then
+    centre in [-1, 1] by side, log area, elongation times cosine and sine of the doubled angle,
+    elongation, score: nothing depends on the image's resolution. Edge weights are
+    exp(-distance / 0.1), the distance a fraction of the diagonal: near objects count, coincident
+    ones have 1. Beyond max_objects the lowest scores go first, then smaller areas, then the larger
+    cx, cy.
+    """
+    vocabulary = vocabulary or read_labels()
+    slots, boxes = detection_arrays(detections, vocabulary)
+    return arrays_from_boxes(slots, boxes, image_size, max_objects, len(vocabulary))
+
+
+# ------------------------------------------------------------------ published matrices
+
+
+def build_matrices(path, rule="class"):
+    """The published (adjacency, degree), each (20, 20) float, of one detection file.
+
+    "class" is the published V_Graph.py: slots are plane, car, building, other labels are skipped;
+    degree[a, a] sums w h |score| in square pixels, adjacency[a, b] sums 1 / d over the object pairs
+    of two classes. "object" is the published notebook: slots are the first 20 objects, degree is
+    w h |score| / 255^2, adjacency 1 / d. In both, d is in pixels and 1 / 0 counts as 0.
+    """
+    if rule not in ("class", "object"):
+        raise ValueError(f"rule: expected 'class' or 'object', found {rule!r}")
+    detections = load_detections(path)
+    if rule == "class":
+        detections = [d for d in detections if d["label"] in PUBLISHED_LABELS]
+        slots = np.array([PUBLISHED_LABELS[d["label"]] for d in detections], dtype=int)
+    else:
+        detections = detections[:SLOTS]
+        slots = np.arange(len(detections))
+    boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
+    areas = boxes[:, 2] * boxes[:, 3] * np.abs(boxes[:, 5])
+    steps = boxes[:, None, :2] - boxes[None, :, :2]
+    distances = np.sqrt((steps**2).sum(-1))
+    inverse = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
+    members = np.eye(SLOTS)[slots]  # (n, 20)
+    adjacency = members.T @ inverse @ members
+    np.fill_diagonal(adjacency, 0)
+    return adjacency, np.diag(members.T @ areas / (1 if rule == "class" else 255**2))
+
+
+def main(arguments=None):
+    # The command alone draws and opens images; the functions above need neither.
+    import images
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("detections", help="a file of det_json/")
+    parser.add_argument("--image", required=True, help="the image that the detections belong to")
+    parser.add_argument("--draw", help="write boxes, labels and edges over the image to this file")
+    parser.add_argument("--labels", default=LABELS, help="label vocabulary, a label a line")
+    parser.add_argument("--max-objects", type=int, default=MAX_OBJECTS, help="graph slots")
+    options = parser.parse_args(arguments)
+    image = images.open_image(options.image)
+    detections = load_detections(options.detections)
+    graph = build_graph(detections, image.size)
+    print(f"{options.detections}: {len(graph)} objects in {image.width} x {image.height} pixels")
+    for i, node in graph.nodes(data=True):
+        cx, cy, w, h, angle, score = node["box"]
+        print(
+            f"  {i:2d} {node['label']:20s} centre {cx:6.1f} {cy:6.1f}  size {w:5.1f} x {h:5.1f}  "
+            f"angle {math.degrees(angle):6.1f} deg  area {100 * node['area']:5.2f} %  {score:.2f}"
+        )
+    edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["weight"])[:5]
+    for i, j, edge in edges:
+        print(f"  edge {i}-{j}: weight {edge['weight']:.3f}, distance {edge['distance']:.3f}")
+    vocabulary = read_labels(options.labels)
+    arrays = graph_arrays(detections, image.size, options.max_objects, vocabulary)
+    print(
+        f"nodes {arrays.nodes.shape}, adjacency {arrays.adjacency.shape}, "
+        f"{arrays.mask.sum()} objects, {arrays.dropped} dropped"
+    )
+    for rule in ("class", "object"):
+        adjacency, degree = build_matrices(options.detections, rule)
+        print(f"published rule '{rule}': adjacency sum {adjacency.sum():.4f}, {adjacency.shape}")
+    if options.draw:
+        images.draw_graph(image, graph).save(options.draw)
+        print(f"drawn to {options.draw}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Images at the rim: find them, open them safely, draw object graphs over them."""
+
+import math
+from pathlib import Path
+
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
+
+
+def is_image(path):
+    """Whether a path ends like an image file."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def open_image(path):
+    """Read an image file whole, as PIL RGB.
+
+    Raises ValueError that names the file where it is missing, broken, cut short, or not of eight
+    bits a channel (a conversion would have to guess the range).
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _EIGHT_BIT:
+                raise ValueError(f"{path}: mode {image.mode}; convert it to 8 bits a channel")
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not readable as an image ({error})") from None
+
+
+def draw_graph(image, graph, scale=None):
+    """Boxes, labels and edges of a `V_Graph.build_graph` over an image; returns a new image.
+
+    The picture is enlarged by `scale` (default: to about 768 pixels) so that labels are readable;
+    an edge is the more opaque the higher its weight, and edges below 0.05 are left out.
+    """
+    scale = scale or max(1, round(768 / max(image.size)))
+    canvas = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    boxes = [tuple(scale * v for v in node["box"][:4]) for _, node in graph.nodes(data=True)]
+    for i, j, edge in graph.edges(data=True):
+        if edge["weight"] >= 0.05:
+            alpha = int(60 + 195 * edge["weight"])
+            pen.line([boxes[i][:2], boxes[j][:2]], fill=(255, 255, 255, alpha), width=2)
+    labels = sorted({node["label"] for _, node in graph.nodes(data=True)})
+    for (cx, cy, w, h), (i, node) in zip(boxes, graph.nodes(data=True), strict=True):
+        colour = _COLOURS[labels.index(node["label"]) % len(_COLOURS)]
+        cos, sin = math.cos(node["box"][4]), math.sin(node["box"][4])
+        corners = [
+            (cx + sx * w / 2 * cos - sy * h / 2 * sin, cy + sx * w / 2 * sin + sy * h / 2 * cos)
+            for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+        ]
+        pen.polygon(corners, outline=colour, width=2)
+        text = f"{i} {node['label']} {node['score']:.2f}"
+        left, top, right, bottom = pen.textbbox((cx, cy), text)
+        pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], fill=(0, 0, 0, 150))
+        pen.text((cx, cy), text, fill=colour)
+    return canvas

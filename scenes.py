@@ -1,0 +1,374 @@
+"""Synthetic aerial scenes: the data set that FG-CROSS trains on when no other is given.
+
+    python scenes.py                        # writes data/scenes
+    python scenes.py --out DIR --seed 1     # other scenes
+
+Each scene is drawn from its own seed: a ground (grass, water, a shore, ...), sometimes a road, and
+1 to 20 objects of ten kinds in up to three groups, as rotated shapes with shadow and noise. Five
+sentences state what was drawn: kinds, counts, ground, arrangement, spatial relations. Detections
+are as a fair detector gives them: off by 5 % of the box size, 10 % missed, 5 % false alarms. Two
+scenes of three are twins, alike in ground, kinds and counts: only relations tell them apart.
+
+Files follow the RSITMD layout (`images/`, `*_filename.txt`, `*_caps.txt`, `det_json/`), with its
+quirk that the test list has a name per caption. The generator is frozen: published figures depend
+on every draw. What is learned here holds by construction and says nothing about real images.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from shapes import GROUNDS, KINDS, SIDE, Item, draw
+
+VERSION = 1
+SPLITS = {"train": 2000, "val": 300, "test": 300}
+SAMPLES = 5  # further scenes: the images in test/
+MAX_OBJECTS = 20
+ANYWHERE = (0.0, 0.0, 1.0, 1.0)
+WINDOWS = {  # intended relation: where the first and the second group go, fractions of the side
+    "left": ((0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)),
+    "right": ((0.6, 0.0, 1.0, 1.0), (0.0, 0.0, 0.4, 1.0)),
+    "above": ((0.0, 0.0, 1.0, 0.4), (0.0, 0.6, 1.0, 1.0)),
+    "below": ((0.0, 0.6, 1.0, 1.0), (0.0, 0.0, 1.0, 0.4)),
+    "beside": (ANYWHERE, (0.1, 0.1, 0.9, 0.9)),
+    "around": (ANYWHERE, (0.3, 0.3, 0.7, 0.7)),
+}
+WORDS = {  # a true relation in words, and in words with the groups exchanged
+    "left": (("left of", "to the left of"), ("right of", "to the right of")),
+    "right": (("right of", "to the right of"), ("left of", "to the left of")),
+    "above": (("above",), ("below",)),
+    "below": (("below",), ("above",)),
+    "beside": (("right beside", "close to", "next to"), ("close to", "next to")),
+    "around": (("around", "in a ring around"), ("surrounded by", "in the middle of")),
+    "apart": (("far from", "away from"), ("far from", "away from")),
+}
+NUMBERS = (
+    "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+).split()
+
+
+# ------------------------------------------------------------------ layout
+
+
+def _composition(rng):
+    """What twins share: ground, road, groups of (kind, count, arrangement), order of relations."""
+    ground = str(rng.choice(list(GROUNDS)))
+    surfaces = {"water": {"water", "any"}, "shore": {"land", "water", "any"}}
+    allowed = surfaces.get(ground, {"land", "any"})
+    kinds = [name for name, kind in KINDS.items() if kind.surface in allowed]
+    number = min(len(kinds), int(rng.choice([1, 2, 3], p=[0.1, 0.6, 0.3])))
+    groups, room = [], MAX_OBJECTS
+    for kind in rng.permutation(kinds)[:number]:
+        count = int(rng.integers(1, min(KINDS[kind].most, room, 4 if groups else 12) + 1))
+        room -= count
+        arrangement = rng.choice(["row", "packed", "scattered"]) if count > 2 else "packed"
+        groups.append((str(kind), count, str(arrangement)))
+    road = bool(ground not in surfaces and rng.random() < 0.3)
+    return ground, road, groups, [str(r) for r in rng.permutation(list(WINDOWS))]
+
+
+class Canvas:
+    """Holds what has been placed, and says whether an item still fits."""
+
+    def __init__(self, ground, road, rng):
+        self.ground, self.road, self.items, self.discs = ground, road, [], np.empty((0, 3))
+        self.line = rng.uniform(0, 2 * math.pi), rng.uniform(-0.2, 0.2) * SIDE
+
+    def distance(self, x, y):
+        """Pixels from the line that is the shore (water where positive) or the road's middle."""
+        angle, offset = self.line
+        return (x - SIDE / 2) * math.cos(angle) + (y - SIDE / 2) * math.sin(angle) - offset
+
+    def place(self, item):
+        """Add an item unless it would leave the image or its surface, or meet road or neighbour.
+
+        For this an item is as many discs along its long side as cover it.
+        """
+        radius = 0.6 * item.h
+        if not (radius < item.x < SIDE - radius and radius < item.y < SIDE - radius):
+            return
+        number = math.ceil(item.w / item.h)
+        along = (np.arange(number) - (number - 1) / 2) * item.w / number
+        x, y = item.x + along * math.cos(item.angle), item.y + along * math.sin(item.angle)
+        ends = x[0], x[-1], y[0], y[-1]
+        if min(ends) < radius or max(ends) > SIDE - radius:
+            return
+        if self.road and abs(self.distance(x, y)).min() < radius + 6:
+            return
+        surface = KINDS[item.kind].surface
+        if self.ground == "shore" and surface != "any":
+            inside = self.distance(x, y) if surface == "water" else -self.distance(x, y)
+            if inside.min() < radius:
+                return
+        gaps = np.hypot(x[:, None] - self.discs[:, 0], y[:, None] - self.discs[:, 1])
+        if (gaps < radius + self.discs[:, 2] + 1.5).any():
+            return
+        self.items = [*self.items, item]
+        self.discs = np.concatenate([self.discs, np.stack([x, y, np.full(number, radius)], axis=1)])
+
+
+def _propose(rng, count, arrangement, window, w, h, near):
+    """Centres (count, 2) and angles (count) for a group; whether they fit is seen later."""
+    angle = rng.uniform(-math.pi, math.pi)
+    low, high = np.array(window[:2]) * SIDE, np.array(window[2:]) * SIDE
+    start, angles = rng.uniform(low, high), angle + rng.normal(0, 0.05, count)
+    if near:  # a ring around one, or each beside one of several
+        turns = np.arange(count) / count if len(near) == 1 else rng.uniform(0, 1, count)
+        bearings = angle + 2 * math.pi * turns
+        hosts = [near[i % len(near)] for i in range(count)]
+        reach = np.array([0.6 * (host.w + w) + 2 for host in hosts])[:, None]
+        steps = reach * np.stack([np.cos(bearings), np.sin(bearings)], axis=1)
+        return np.array([(host.x, host.y) for host in hosts]) + steps, angles
+    if arrangement == "row":
+        step = np.array([-math.sin(angle), math.cos(angle)]) * (1.3 * h + 3)
+        return start + np.arange(count)[:, None] * step, angles
+    if arrangement == "packed":
+        return start + rng.normal(0, 0.6 * math.sqrt(w * h * count), (count, 2)), angles
+    return rng.uniform(low, high, (count, 2)), rng.uniform(-math.pi, math.pi, count)
+
+
+def _place_group(rng, canvas, g, group, window, near):
+    """Best of twelve tries to place a whole group; a row is kept only in one piece."""
+    kind, count, arrangement = group
+    w = rng.uniform(*KINDS[kind].length)
+    h = w * KINDS[kind].aspect
+    before = best = canvas.items, canvas.discs
+    for attempt in range(12):
+        canvas.items, canvas.discs = before
+        if attempt == 8:  # no room where it was wanted
+            window, near = ANYWHERE, []
+        for _ in range(1 if arrangement == "row" else 3):
+            missing = count - len(canvas.items) + len(before[0])
+            if missing:
+                points, angles = _propose(rng, missing, arrangement, window, w, h, near)
+                for (x, y), angle in zip(points, angles, strict=True):
+                    canvas.place(Item(kind, float(x), float(y), w, h, float(angle), g))
+        if len(canvas.items) > len(best[0]):
+            best = canvas.items, canvas.discs
+        if len(canvas.items) == len(before[0]) + count:
+            break
+    canvas.items, canvas.discs = best
+
+
+def layout(rng, composition, relation):
+    """A canvas with the groups placed as the intended relation wants, as far as they fit."""
+    ground, road, groups, _ = composition
+    canvas = Canvas(ground, road, rng)
+    hosted = relation in ("beside", "around") and len(groups) > 1
+    for g in [1, 0, 2] if hosted else [0, 1, 2]:
+        if g < len(groups):
+            window = WINDOWS[relation][g] if g < 2 else ANYWHERE
+            hosts = [item for item in canvas.items if item.group == 1] if hosted and g == 0 else []
+            if relation == "around":
+                hosts = hosts[:1]
+            _place_group(rng, canvas, g, groups[g], window, hosts)
+    return canvas
+
+
+# ------------------------------------------------------------------ sentences
+
+
+def relations(a, b):
+    """Which relations of WORDS hold between the items `a` and the items `b`, from positions."""
+    pa, pb = (np.array([(i.x, i.y) for i in items]) for items in (a, b))
+    true = []
+    for axis, names in ((0, ("left", "right")), (1, ("above", "below"))):
+        if pa[:, axis].max() + 6 < pb[:, axis].min():
+            true.append(names[0])
+        if pb[:, axis].max() + 6 < pa[:, axis].min():
+            true.append(names[1])
+    gaps = np.hypot(*(pa[:, None] - pb[None]).transpose(2, 0, 1))  # (A, B)
+    sizes = np.array([i.w for i in a])[:, None] + np.array([i.w for i in b])
+    near = (gaps < 0.72 * sizes + 3).any(axis=1)
+    if len(b) == 1 and len(a) > 3 and near.all():
+        bearings = np.sort(np.arctan2(*(pa - pb[0]).T))
+        if np.diff(bearings, append=bearings[0] + 2 * math.pi).max() < 2.6:
+            return ["around"]
+    if near.all():
+        true.append("beside")
+    if gaps.min() > 55:
+        true.append("apart")
+    return true
+
+
+def _place_name(items):
+    """Where in the image a group is: "upper left corner", "centre", or None where spread out."""
+    points = np.array([(i.x, i.y) for i in items]) / SIDE
+    if (points.max(0) - points.min(0)).max() > 0.4:
+        return None
+    x, y = (0 if c < 0.38 else 2 if c > 0.62 else 1 for c in points.mean(0))
+    row, column = ("upper", "", "lower")[y], ("left", "", "right")[x]
+    if row and column:
+        return f"{row} {column} corner"
+    return f"{row or column} part" if row or column else "centre"
+
+
+def describe(rng, canvas, groups):
+    """Five sentences that are true of the canvas; which facts each states is drawn."""
+    members = [[i for i in canvas.items if i.group == g] for g in range(len(groups))]
+    present = [g for g in range(len(groups)) if members[g]]
+
+    def pick(options):
+        return str(options[int(rng.integers(len(options)))])
+
+    def noun(g, arranged=False):
+        kind, _, arrangement = groups[g]
+        count, name = len(members[g]), pick(KINDS[kind].names)
+        if count == 1:
+            return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+        text = f"{NUMBERS[count]} {name}s"
+        if arranged and count > 2 and count == groups[g][1] and not hosted[g]:
+            how = {"row": "in a row", "packed": "packed together", "scattered": "scattered about"}
+            text += f" {how[arrangement]}"
+        return text
+
+    def listing(chosen):
+        nouns = [noun(g) for g in chosen]
+        return " and ".join([", ".join(nouns[:-1]), nouns[-1]] if len(nouns) > 1 else nouns)
+
+    pairs = []
+    for a in present:
+        for b in present:
+            if a < b:
+                pairs += [(a, b, r) for r in relations(members[a], members[b])]
+    hosted = [any(r in ("beside", "around") and g in (a, b) for a, b, r in pairs) for g in range(3)]
+    ground = pick(GROUNDS[canvas.ground][0])
+    road = pick((" beside a road", " along a road", " near a road")) if canvas.road else ""
+
+    def related(exchanged):
+        if not pairs:
+            g = present[0]
+            where = _place_name(members[g])
+            return noun(g, True) + (f" in the {where} of the image" if where else "")
+        a, b, relation = pairs[int(rng.integers(len(pairs)))]
+        if exchanged:
+            return f"{noun(b)} {pick(WORDS[relation][1])} {noun(a)}"
+        return f"{noun(a, True)} {pick(WORDS[relation][0])} {noun(b)}"
+
+    first = present[0]
+    where = _place_name(members[first])
+    are = "are" if len(members[first]) > 1 or len(present) > 1 else "is"
+    sentences = (
+        f"{related(False)} on {ground}",
+        f"there {are} {listing(present)} on {ground}{road}",
+        related(True),
+        f"{ground}{road} with {listing(present[::-1])}",
+        f"{noun(first, True)}{f' in the {where} of the image' if where else road} on {ground}",
+    )
+    return [sentence[0].upper() + sentence[1:] + " ." for sentence in sentences]
+
+
+# ------------------------------------------------------------------ detections and files
+
+
+def detect(rng, items):
+    """What a detector with the errors named above would report, in det_json's format."""
+    found = []
+    for item in items:
+        if rng.random() < 0.1:
+            continue
+        w, h = np.array([item.w, item.h]) * (1 + rng.normal(0, 0.05, 2))
+        x, y = rng.normal([item.x, item.y], 0.05 * np.array([item.w, item.h]))
+        score = min(1.0, 0.3 + 0.7 * rng.beta(6, 2))
+        found.append(
+            (KINDS[item.kind].names[0], x, y, w, h, item.angle + rng.normal(0, 0.05), score)
+        )
+    for _ in range(int(rng.binomial(len(items), 0.05))):
+        kind = list(KINDS.values())[int(rng.integers(len(KINDS)))]
+        (x, y), w = rng.uniform(8, SIDE - 8, 2), rng.uniform(*kind.length)
+        angle, score = rng.uniform(-math.pi, math.pi), rng.uniform(0.3, 0.6)
+        found.append((kind.names[0], x, y, w, w * kind.aspect, angle, score))
+    return [
+        {"label": label, "bbox": [round(float(v), 3) for v in numbers]} for label, *numbers in found
+    ]
+
+
+def scene(seed, index):
+    """Scene number `index`: pixels (SIDE, SIDE, 3) uint8, sentences, detections, canvas."""
+    pair, twin = divmod(index, 2)
+    alone = pair % 3 == 0  # the others share their composition
+    composition = _composition(np.random.default_rng((seed, pair, twin if alone else 2)))
+    rng = np.random.default_rng((seed, index, 1))
+    canvas = layout(rng, composition, composition[3][twin])
+    while not canvas.items:
+        canvas = layout(rng, composition, composition[3][twin])
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    pixels = draw(canvas.items, canvas.ground, canvas.road, canvas.distance(x, y), rng)
+    return pixels, describe(rng, canvas, composition[2]), detect(rng, canvas.items), canvas
+
+
+def _write(image_file, detection_file, seed, index):
+    """Write one scene's image and detections; returns its sentences."""
+    pixels, sentences, detections, _ = scene(seed, index)
+    Image.fromarray(pixels).save(image_file, compress_level=1)
+    detection_file.write_text(json.dumps(detections), encoding="utf-8")
+    return sentences
+
+
+def generate(folder, seed=0, splits=SPLITS):
+    """Write the data set below `folder`, or leave it as it is when it is there already.
+
+    `scenes.json` is written last and names version, seed and splits, so that an interrupted or
+    differing data set is written anew. Returns the number of images.
+    """
+    folder = Path(folder)
+    stamp = {"version": VERSION, "seed": seed, "splits": splits}
+    marker = folder / "scenes.json"
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == stamp:
+        return sum(splits.values())
+    marker.unlink(missing_ok=True)
+    for name in ("images", "det_json"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    numbers = iter(tqdm(range(sum(splits.values())), desc=f"scenes to {folder}", unit="image"))
+    for split, size in splits.items():
+        names, captions = [], []
+        for index in [next(numbers) for _ in range(size)]:
+            image, detections = f"images/scene_{index}.png", f"det_json/scene_{index}.json"
+            sentences = _write(folder / image, folder / detections, seed, index)
+            names += [Path(image).name] * (len(sentences) if split == "test" else 1)
+            captions += sentences
+        for kind, lines in (("filename", names), ("caps", captions)):
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / f"{split}_{kind}.txt").write_text(text, encoding="utf-8", newline="\n")
+    marker.write_text(json.dumps(stamp), encoding="utf-8")
+    return sum(splits.values())
+
+
+def samples(image_folder, detection_folder):
+    """Write the five sample scenes and `queries.txt`, one sentence that fits each."""
+    image_folder, detection_folder = Path(image_folder), Path(detection_folder)
+    queries = []
+    for number in range(SAMPLES):
+        image, detections = f"sample_{number + 1}.png", f"sample_{number + 1}.json"
+        index = sum(SPLITS.values()) + 2 * number  # one of each pair of twins
+        sentences = _write(image_folder / image, detection_folder / detections, 0, index)
+        queries.append(sentences[1])
+    text = "".join(f"{line}\n" for line in queries)
+    (image_folder / "queries.txt").write_text(text, encoding="utf-8", newline="\n")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="data/scenes", help="folder to write the data set to")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
+    parser.add_argument(
+        "--samples", action="store_true", help="write test/ and det_json/ as committed instead"
+    )
+    options = parser.parse_args(arguments)
+    if options.samples:
+        samples("test", "det_json")
+        return
+    start = time.perf_counter()
+    number = generate(options.out, options.seed)
+    print(f"{options.out}: {number} scenes, {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""CLIP's byte-level byte-pair encoding.
+
+The algorithm is that of OpenAI's GPT-2 and CLIP (https://github.com/openai/CLIP, MIT), in our own
+words: text is cleaned and lower-cased, cut into words, each word's bytes are written as printable
+characters, and the most frequent neighbours are merged, in the order of the vocabulary file.
+"""
+
+import gzip
+import html
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import ftfy
+import regex
+
+FILE = "bpe_simple_vocab_16e6.txt.gz"
+MERGES = 49152 - 256 - 2  # of the file's lines; 512 characters and two special tokens come beside
+START, END = "<|startoftext|>", "<|endoftext|>"
+_WORDS = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
+)
+
+
+def find_vocabulary():
+    """Path of CLIP's vocabulary file: in `models/`, else inside the installed open_clip_torch.
+
+    Raises FileNotFoundError that lists the places searched and what to install.
+    """
+    places = [Path(__file__).parent / "models" / FILE]
+    spec = importlib.util.find_spec("open_clip")  # locates the package without importing it
+    if spec is not None:
+        places += [Path(folder) / FILE for folder in spec.submodule_search_locations]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(
+        f"CLIP's vocabulary {FILE} was not found; searched: {', '.join(map(str, places))}"
+        f"{'' if spec else ' and the package open_clip, which is not installed'}. "
+        "Remedy: pip install open_clip_torch, or put the file into models/"
+    )
+
+
+def byte_characters():
+    """A printable character for each of the 256 bytes, in the vocabulary's order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    characters.update({byte: chr(256 + i) for i, byte in enumerate(others)})
+    return characters
+
+
+def clean(text):
+    """Repair encoding, resolve HTML entities (twice, as CLIP does), fold white space and case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return " ".join(text.split()).strip().lower()
+
+
+class SimpleTokenizer:
+    """Text to CLIP's token ids."""
+
+    def __init__(self, path=None):
+        lines = gzip.open(path or find_vocabulary(), "rt", encoding="utf-8").read().split("\n")
+        merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
+        self.bytes = byte_characters()
+        characters = list(self.bytes.values())
+        words = characters + [c + "</w>" for c in characters] + ["".join(m) for m in merges]
+        self.ids = {word: i for i, word in enumerate([*words, START, END])}
+        self.ranks = {pair: i for i, pair in enumerate(merges)}
+        self.start, self.end = self.ids[START], self.ids[END]
+        self._merge = lru_cache(maxsize=100_000)(self._merge)
+
+    def _merge(self, word):
+        """Ids of a word in byte characters: merge the best-ranked pair until none is left."""
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            pairs = set(zip(parts, parts[1:], strict=False))
+            first, second = best = min(pairs, key=lambda pair: self.ranks.get(pair, MERGES))
+            if best not in self.ranks:
+                break
+            merged, i = [], 0
+            while i < len(parts):
+                both = i + 1 < len(parts) and parts[i] == first and parts[i + 1] == second
+                merged.append(first + second if both else parts[i])
+                i += 2 if both else 1
+            parts = merged
+        return [self.ids[part] for part in parts]
+
+    def encode(self, text):
+        """Token ids of a text, without start and end token."""
+        ids = []
+        for word in _WORDS.findall(clean(text)):
+            if word in (START, END):
+                ids.append(self.ids[word])
+            else:
+                ids += self._merge("".join(self.bytes[byte] for byte in word.encode("utf-8")))
+        return ids

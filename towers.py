@@ -1,0 +1,215 @@
+"""CLIP's image and text towers: ViT, ModifiedResNet and a causal text transformer.
+
+Architecture and parameter names follow OpenAI CLIP (https://github.com/openai/CLIP, MIT), so that
+its state dicts load strictly; the code is our own. The sizes come from a definition in `models/`:
+
+    {"embed_dim": 512, "image_size": 224,
+     "vision": {"patch_size": 32, "width": 768, "layers": 12, "heads": 12},
+     "text": {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12, "heads": 8}}
+
+A `vision` whose `layers` is a list of four is a ModifiedResNet. Sizes in the shapes below:
+B images or texts, L positions, D width, E the common embedding width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class QuickGELU(nn.Module):
+    """The sigmoid approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block, (B, L, D) to (B, L, D)."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x, mask=None):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of residual attention blocks, (B, L, D) to (B, L, D)."""
+
+    def __init__(self, width, layers, heads):
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
+
+    def forward(self, x, mask=None):
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """Vision transformer (Dosovitskiy et al. 2021), (B, 3, H, W) to (B, E)."""
+
+    def __init__(self, image_size, embed_dim, patch_size, width, layers, heads):
+        super().__init__()
+        scale = width**-0.5
+        positions = (image_size // patch_size) ** 2 + 1
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(positions, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def forward(self, image):
+        x = self.conv1(image).flatten(2).transpose(1, 2)  # (B, patches, D)
+        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)  # (B, 1, D)
+        x = torch.cat([first, x], dim=1)  # (B, L, D)
+        x = self.ln_pre(x + self.positional_embedding)
+        return self.ln_post(self.transformer(x)[:, 0]) @ self.proj  # (B, E)
+
+
+class Bottleneck(nn.Module):
+    """ResNet bottleneck that average-pools where others stride (anti-aliasing)."""
+
+    expansion = 4
+
+    def __init__(self, inplanes, planes, stride):
+        super().__init__()
+        outplanes = planes * self.expansion
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, outplanes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outplanes)
+        self.downsample = None
+        if stride > 1 or inplanes != outplanes:
+            self.downsample = nn.Sequential()
+            self.downsample.add_module("-1", nn.AvgPool2d(stride))
+            self.downsample.add_module("0", nn.Conv2d(inplanes, outplanes, 1, bias=False))
+            self.downsample.add_module("1", nn.BatchNorm2d(outplanes))
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(self.avgpool(y)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class AttentionPool2d(nn.Module):
+    """One attention query, the mean, over all positions of a feature map."""
+
+    def __init__(self, side, width, heads, embed_dim):
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, width) / width**0.5)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, embed_dim)
+        self.heads = heads
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)  # (B, H W, D)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
+        query, key, value = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        query, key, value = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)
+        )  # (B, heads, L, D / heads)
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.c_proj(x.transpose(1, 2).flatten(1))  # (B, E)
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNet: three-convolution stem, pooled strides, attention pooling. To (B, E)."""
+
+    def __init__(self, image_size, embed_dim, width, layers, heads):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        inplanes = width
+        for i, blocks in enumerate(layers):
+            planes = width * 2**i
+            strides = [1 if i == 0 else 2] + [1] * (blocks - 1)
+            stage = []
+            for stride in strides:
+                stage.append(Bottleneck(inplanes, planes, stride))
+                inplanes = planes * Bottleneck.expansion
+            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+        self.attnpool = AttentionPool2d(image_size // 32, inplanes, heads, embed_dim)
+
+    def forward(self, image):
+        x = F.relu(self.bn1(self.conv1(image)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.avgpool(F.relu(self.bn3(self.conv3(x))))  # (B, width, H / 4, W / 4)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, 32 width, H / 32, W / 32)
+        return self.attnpool(x)
+
+
+class CLIP(nn.Module):
+    """Both towers and the learned temperature (Radford et al. 2021)."""
+
+    def __init__(self, definition):
+        super().__init__()
+        vision, text = definition["vision"], definition["text"]
+        tower = ModifiedResNet if isinstance(vision["layers"], list) else VisionTransformer
+        self.visual = tower(definition["image_size"], definition["embed_dim"], **vision)
+        self.transformer = Transformer(text["width"], text["layers"], text["heads"])
+        self.token_embedding = nn.Embedding(text["vocab_size"], text["width"])
+        self.positional_embedding = nn.Parameter(torch.empty(text["context_length"], text["width"]))
+        self.ln_final = nn.LayerNorm(text["width"])
+        self.text_projection = nn.Parameter(torch.empty(text["width"], definition["embed_dim"]))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self._initialise(text["width"], text["layers"])
+
+    def _initialise(self, width, layers):
+        """OpenAI CLIP's initialisation; blocks of depth n start with a variance of 1 / n."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=(2 * width * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=(2 * width * layers) ** -0.5)
+        if isinstance(self.visual, ModifiedResNet):
+            pool = self.visual.attnpool
+            for linear in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            for module in self.visual.modules():
+                if isinstance(module, Bottleneck):
+                    nn.init.zeros_(module.bn3.weight)
+
+    def encode_image(self, image):
+        """Pixels (B, 3, H, W), normalised as `clip.preprocess` does, to features (B, E)."""
+        return self.visual(image)
+
+    def encode_text(self, text):
+        """Token ids (B, L), L up to the context length, to features (B, E).
+
+        The feature is read at the end token, the largest id, and attention is causal: what
+        follows it changes nothing, so batches may be cut after their longest text.
+        """
+        length = text.shape[1]
+        x = self.token_embedding(text) + self.positional_embedding[:length]  # (B, L, D)
+        mask = torch.full((length, length), float("-inf"), device=text.device).triu(1)
+        x = self.ln_final(self.transformer(x, mask.to(x.dtype)))
+        x = x[torch.arange(len(x), device=text.device), text.argmax(dim=-1)]  # (B, D)
+        return x @ self.text_projection  # (B, E)
