@@ -1,7 +1,9 @@
 """Images at the rim: find them, open them safely, draw object graphs over them."""
 
 import math
-from pathlib import Path
+import os
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
@@ -13,6 +15,36 @@ _COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#
 def is_image(path):
     """Whether a path ends like an image file."""
     return Path(path).suffix.lower() in SUFFIXES
+
+
+def index_images(root):
+    """Every image file below a folder, links followed: {stem: [relative paths with `/`]}."""
+    index = defaultdict(list)
+    for folder, _, files in os.walk(root, followlinks=True):
+        for name in sorted(files):
+            if is_image(name):
+                path = (Path(folder) / name).relative_to(root).as_posix()
+                index[PurePosixPath(path).stem].append(path)
+    return index
+
+
+def find_image(name, index, root):
+    """Relative path of the file that an annotation's name means, or None.
+
+    A bare name is found by its stem, a name with folders by its path, extensions aside. Raises
+    ValueError that names both files where two fit.
+    """
+    wanted = PurePosixPath(name.replace("\\", "/"))
+    stem = wanted.stem if is_image(name) else wanted.name
+    tail = wanted.with_name(stem).parts
+    fits = [
+        path
+        for path in index.get(stem, [])
+        if PurePosixPath(path).with_suffix("").parts[-len(tail) :] == tail
+    ]
+    if len(fits) > 1:
+        raise ValueError(f"{root}: '{name}' fits {fits[0]} and {fits[1]}; name it with its folder")
+    return fits[0] if fits else None
 
 
 def open_image(path):

@@ -33,6 +33,7 @@ def add_model_options(parser):
     option("--fusion", choices=("sum", "gate"), default="sum", help="gate: learned, per image")
     option("--image-encoder-ratio", type=float, nargs=2, default=(0.5, 0.5),
            metavar=("CLIP", "GRAPH"), help="weights of the branches in --fusion sum")
+    option("--labels", default="det_json/labels.txt", help="vocabulary of det_json")
     option("--max-objects", type=int, default=MAX_OBJECTS, help="raise for crowded images")
     # fmt: on
 
@@ -121,17 +122,16 @@ class FGCross(CLIP):
         return torch.where(mask.any(1, keepdim=True), F.normalize(fused, dim=-1), image_features)
 
     def encode_branches(self, image, nodes, adjacency, mask):
-        """CLIP, graph and fused features of a batch, each (B, E) and of unit length.
+        """CLIP, graph and fused features of a batch, each (B, E); only the last have unit length.
 
-        Without a graph branch the graph's features are zero and fused equals CLIP's.
+        Without a graph branch the graph's features are zero, and fused are CLIP's, normalised.
         """
         image_features = self.encode_image(image)
         if self.graph == "none":
-            image_features = F.normalize(image_features, dim=-1)
-            return image_features, torch.zeros_like(image_features), image_features
+            nothing = torch.zeros_like(image_features)
+            return image_features, nothing, F.normalize(image_features, dim=-1)
         graph_features = self.encode_graph(nodes, adjacency, mask)
-        fused = self.fuse(image_features, graph_features, mask)
-        return F.normalize(image_features, dim=-1), F.normalize(graph_features, dim=-1), fused
+        return image_features, graph_features, self.fuse(image_features, graph_features, mask)
 
     def forward(self, image, nodes, adjacency, mask, text):
         """Unit embeddings of images and of texts, each (B, E)."""

@@ -1,0 +1,35 @@
+# make demo    train, evaluate and infer on synthetic scenes; needs Python 3.10+ only
+# make test    lint and the fast tests
+# make check   make test, the slow tests, make demo
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test check clean
+
+$(VENV)/runtime: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/development: requirements-dev.txt $(VENV)/runtime
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/runtime
+	$(RUN) train.py
+	$(RUN) evaluate.py
+	$(RUN) infer.py
+
+test: $(VENV)/development
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+check: test
+	$(RUN) -m pytest -m slow
+	$(MAKE) demo
+
+clean:
+	rm -rf $(VENV) data/scenes models/*.pth models/log.jsonl

@@ -1,0 +1,152 @@
+"""The one encoder: images with their object graphs, and texts, to features.
+
+    python clip_gcn_image_feature_integration.py                       # the sample images
+    python clip_gcn_image_feature_integration.py --out features.npz    # and export them
+
+As a script it prints, for each image, norm and cosine of the CLIP, GCN and fused features, checks
+that every image got its own graph, that an image without objects keeps its CLIP embedding, and
+that no embedding depends on its batch mates, and exits with 1 where one of these fails.
+"""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import clip
+from dataloader import ImageSet, trim
+from images import is_image
+from model import load_checkpoint
+from V_Graph import Vocabulary, match_detections
+
+SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
+TOLERANCE = 1e-6  # between two batches of one image, on unit features
+
+
+def add_encoder_options(parser):
+    """Options of the scripts that use a trained model."""
+    option = parser.add_argument_group("model").add_argument
+    # fmt: off
+    option("--checkpoint", default="models/best_model.pth", help="written by train.py")
+    option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any")
+    option("--batch-size", type=int, default=64, help="images at once; halve on out-of-memory")
+    # fmt: on
+
+
+def pick_device(name):
+    """The torch device that auto, cpu or cuda means; ValueError for cuda where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device; use --device auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def encode_images(model, images, device, batch_size=64, workers=0):
+    """Features of an ImageSet in its order: {"clip", "graph", "fused"}, each (I, E) on the CPU.
+
+    Only "fused" has unit length; "graph" is zero for a model without graph branch. Always fp32.
+    """
+    model.eval()
+    parts = []
+    batches = images.batches(batch_size, workers)
+    for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
+        pixels = clip.normalize(batch["image"].to(device))
+        graph = (batch[key].to(device) for key in ("nodes", "adjacency", "mask"))
+        parts.append([features.cpu() for features in model.encode_branches(pixels, *graph)])
+    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    return dict(zip(("clip", "graph", "fused"), columns, strict=True))
+
+
+@torch.no_grad()
+def encode_texts(model, texts, device, batch_size=256):
+    """Unit features of texts (T, E) on the CPU.
+
+    Texts with the same tokens are encoded once, so that their features are equal to the bit.
+    """
+    model.eval()
+    tokens = clip.tokenize(texts, context_length=len(model.positional_embedding))
+    distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
+    parts = [
+        F.normalize(model.encode_text(trim(part).to(device)), dim=-1).cpu()
+        for part in distinct.split(batch_size)
+    ]
+    return torch.cat(parts)[inverse]
+
+
+def verify(model, images, device):
+    """What the model promises, checked on images: list of (promise, kept, detail)."""
+    features = encode_images(model, images, device)
+    fused, results = features["fused"], []
+    alone = encode_images(model, images, device, batch_size=1)["fused"]
+    worst = (fused - alone).abs().max().item()
+    results.append(("no dependence on batch mates", worst <= TOLERANCE, f"difference {worst:.1e}"))
+    if model.graph == "none":
+        return results
+    own, empty = images.source.copy(), images.boxes
+    try:
+        images.source = np.roll(own, 1)
+        moved = (encode_images(model, images, device)["fused"] - fused).abs().amax(dim=1)
+        images.boxes = [(slots[:0], boxes[:0]) for slots, boxes in empty]
+        bare = encode_images(model, images, device)
+    finally:
+        images.source, images.boxes = own, empty
+    has = torch.tensor([len(slots) > 0 for slots, _ in images.boxes])
+    least = moved[has].min().item() if has.any() else 0.0
+    promise = "own graph: another image's changes the embedding"
+    results.append((promise, least > TOLERANCE or len(own) < 2, f"least change {least:.1e}"))
+    same = torch.equal(bare["fused"], F.normalize(features["clip"], dim=-1))
+    results.append(("without objects, exactly CLIP's embedding", same, "compared to the bit"))
+    return results
+
+
+def load_images(paths, root, det_json, checkpoint):
+    """ImageSet of image files below `root` as a checkpoint's model takes them.
+
+    det_json: folder of their detections, laid out like the images below `root`; None for no graphs.
+    """
+    n_px, vocabulary = checkpoint["definition"]["image_size"], Vocabulary(checkpoint["labels"])
+    relative = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    found = match_detections(relative, det_json) if det_json else {}
+    detections = [found.get(path) for path in relative]
+    return ImageSet(paths, detections, n_px, vocabulary, checkpoint["options"]["max_objects"])
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_encoder_options(parser)
+    parser.add_argument("--out", help="write the features of the sample images to this .npz file")
+    options = parser.parse_args(arguments)
+    device = pick_device(options.device)
+    model, checkpoint = load_checkpoint(options.checkpoint, device)
+    paths = sorted(path for path in SAMPLES.iterdir() if is_image(path))
+    images = load_images(paths, SAMPLES, SAMPLES.parent / "det_json", checkpoint)
+    features = encode_images(model, images, device, options.batch_size)
+    print("image            objects  |CLIP|  |GCN|  |fused|  cos(CLIP,GCN)  cos(CLIP,fused)")
+    cosine = partial(F.cosine_similarity, dim=0)
+    for i, path in enumerate(images.paths):
+        row = {name: values[i] for name, values in features.items()}
+        norms = "  ".join(f"{row[name].norm():6.3f}" for name in ("clip", "graph", "fused"))
+        print(
+            f"{path.name:16s} {len(images.boxes[i][0]):7d}  {norms}   "
+            f"{cosine(row['clip'], row['graph']):12.3f}  {cosine(row['clip'], row['fused']):15.3f}"
+        )
+    results = verify(model, images, device)
+    for promise, kept, detail in results:
+        print(f"{'ok    ' if kept else 'FAILED'} {promise} ({detail})")
+    if options.out:
+        names = [path.name for path in images.paths]
+        np.savez(options.out, names=names, **{k: v.numpy() for k, v in features.items()})
+        print(
+            f"{options.out}: clip, graph and fused features, each {tuple(features['clip'].shape)}"
+        )
+    return 0 if all(kept for _, kept, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

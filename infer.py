@@ -1,0 +1,163 @@
+"""Similarity of images and sentences: type a sentence, get the image, or the other way round.
+
+    python infer.py                                    # the five images and sentences of test/
+    python infer.py --images tiles/ --det-json det_json_of_tiles/ --queries "two ships" --top-k 5
+    python infer.py --images 'a/*.tif' b.png --queries sentences.txt --csv matrix.csv
+
+Prints the cosine of every image's fused and every sentence's text embedding, sentences by images,
+the best image of each sentence marked, and a legend.
+"""
+
+import argparse
+import csv
+import glob
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from clip_gcn_image_feature_integration import (
+    SAMPLES,
+    add_encoder_options,
+    encode_images,
+    encode_texts,
+    load_images,
+    pick_device,
+)
+from images import is_image
+from model import load_checkpoint
+
+WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
+
+
+def find_files(arguments):
+    """Image files that files, folders and globs mean, and the folder they have in common.
+
+    Raises ValueError where an argument means no image.
+    """
+    paths, bases = [], []
+    for argument in arguments:
+        if os.path.isdir(argument):
+            found = sorted(str(p) for p in Path(argument).rglob("*") if is_image(p))
+            bases.append(os.path.abspath(argument))
+        elif os.path.isfile(argument):
+            found = [argument]
+            bases.append(os.path.dirname(os.path.abspath(argument)))
+        else:
+            found = sorted(p for p in glob.glob(argument, recursive=True) if is_image(p))
+            bases += [os.path.dirname(os.path.abspath(p)) for p in found]
+        if not found:
+            raise ValueError(f"--images {argument}: no image file, folder or glob that has any")
+        paths += found
+    return list(dict.fromkeys(paths)), os.path.commonpath(bases)
+
+
+def read_queries(arguments):
+    """Sentences given as strings, or as text files with one a line, blank lines aside."""
+    queries = []
+    for argument in arguments:
+        if os.path.isfile(argument):
+            lines = Path(argument).read_text(encoding="utf-8-sig").splitlines()
+            queries += [line.strip() for line in lines if line.strip()]
+        elif argument.strip():
+            queries.append(argument.strip())
+    if not queries:
+        raise ValueError("--queries: expected a sentence or a text file with one a line")
+    return queries
+
+
+def matrix_lines(scores):
+    """The matrix (queries, images) as published, each query's best image marked with *."""
+    best = scores.argmax(dim=1)
+    head = "".join(f"{f'Img{i + 1}':>8s}" for i in range(scores.shape[1]))
+    lines = ["Similarity Score Matrix (Text-Image):", f"{'':10s}{head}"]
+    for q, row in enumerate(scores):
+        cells = "".join(
+            f"{value:7.2f}{'*' if i == best[q] else ' '}" for i, value in enumerate(row.tolist())
+        )
+        lines.append(f"{f'Query {q + 1}:':10s}{cells}".rstrip())
+    return lines
+
+
+def ranking(scores, names, queries, top_k):
+    """For each query its best images: [{"query", "images": [{"image", "score"}]}]."""
+    values, indices = scores.topk(min(top_k, len(names)), dim=1)
+    return [
+        {
+            "query": query,
+            "images": [
+                {"image": names[i], "score": score}
+                for i, score in zip(indices[q].tolist(), values[q].tolist(), strict=True)
+            ],
+        }
+        for q, query in enumerate(queries)
+    ]
+
+
+def write_csv(path, scores, names, queries):
+    """The matrix as a table: a row a query, a column an image."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["query", *names])
+        for query, row in zip(queries, scores.tolist(), strict=True):
+            writer.writerow([query, *(f"{value:.6f}" for value in row)])
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_encoder_options(parser)
+    option = parser.add_argument
+    # fmt: off
+    option("--images", nargs="+", help="files, folders or globs; default the samples in test/")
+    option("--queries", nargs="+", help="sentences, or text files with one a line")
+    option("--det-json", help="folder of the images' detections; without it no image has a graph")
+    option("--top-k", type=int, default=0, help="list so many best images for each sentence")
+    option("--csv", help="write the matrix to this file")
+    option("--json", help="write matrix, names and ranking to this file")
+    # fmt: on
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    device = pick_device(options.device)
+    model, checkpoint = load_checkpoint(options.checkpoint, device)
+    if options.images is None:
+        paths, root = find_files([str(SAMPLES)])
+        det_json = options.det_json or SAMPLES.parent / "det_json"
+    else:
+        (paths, root), det_json = find_files(options.images), options.det_json
+    queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
+    images = load_images(paths, root, det_json, checkpoint)
+    if images.missing:
+        print(f"{images.missing} of {len(paths)} images have no detections: CLIP's embedding alone")
+    image_features = encode_images(model, images, device, options.batch_size)["fused"]
+    scores = encode_texts(model, queries, device) @ image_features.T  # (queries, images)
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"{options.checkpoint}: the model gives scores that are not finite")
+
+    names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    if len(names) <= WIDEST:
+        print("\n".join(matrix_lines(scores)))
+        print("\nImages, and queries with their best match (*):")
+        for i, name in enumerate(names):
+            print(f"  Img{i + 1}: {name}")
+        for q, query in enumerate(queries):
+            print(f"  Query {q + 1}: {query} -> {names[scores[q].argmax()]}")
+    top_k = options.top_k or (10 if len(names) > WIDEST else 0)
+    ranked = ranking(scores, names, queries, top_k or 1)
+    for entry in ranked if top_k else []:
+        print(f"\n{entry['query']}")
+        for place, hit in enumerate(entry["images"], start=1):
+            print(f"  {place:3d}. {hit['score']:.3f} {hit['image']}")
+    if options.csv:
+        write_csv(options.csv, scores, names, queries)
+    if options.json:
+        content = {"images": names, "queries": queries, "scores": scores.tolist(), "best": ranked}
+        Path(options.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,721 @@
+"""Detections to graphs: published matrices, geometry, labels, malformed files, drawing."""
+
+import json
+import math
+import struct
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import images
+import V_Graph
+from V_Graph import (
+    GEOMETRY,
+    Vocabulary,
+    build_graph,
+    build_matrices,
+    graph_arrays,
+    load_detections,
+    match_detections,
+    read_labels,
+)
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
+AIRPORT = FIXTURES / "airport_2_reconstructed.json"
+# The 15 areas times score that the published notebook prints for its airport, in square pixels.
+AIRPORT_DEGREES = [
+    265.74, 219.56, 166.71, 236.02, 169.31, 162.96, 26.38, 80.76, 23.39, 65.64, 95.07, 128.64,
+    62.13, 12.79, 11.92,
+]  # fmt: skip
+VOCABULARY = read_labels()
+K = len(VOCABULARY)
+OTHER = K - 1
+
+DOTA = (
+    "plane baseball-diamond bridge ground-track-field small-vehicle large-vehicle ship "
+    "tennis-court basketball-court storage-tank soccer-ball-field roundabout harbor swimming-pool "
+    "helicopter"
+).split()
+DIOR = (
+    "airplane,airport,baseball field,basketball court,bridge,chimney,dam,Expressway-Service-area,"
+    "Expressway-toll-station,golf field,ground track field,harbor,overpass,ship,stadium,"
+    "storage tank,tennis court,train station,vehicle,windmill"
+).split(",")
+NWPU = (
+    "airplane,ship,storage tank,baseball diamond,tennis court,basketball court,"
+    "ground track field,harbor,bridge,vehicle"
+).split(",")
+
+
+def detection(label="ship", cx=100.0, cy=50.0, w=40.0, h=10.0, angle=0.0, score=0.5):
+    return {"label": label, "bbox": [cx, cy, w, h, angle, score]}
+
+
+def random_detections(number, seed=0, width=640, height=480):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([line.split(",")[0] for line in VOCABULARY.lines], number)
+    columns = (
+        rng.uniform(0, width, number),
+        rng.uniform(0, height, number),
+        rng.uniform(5, 60, number),
+        rng.uniform(5, 60, number),
+        rng.uniform(-math.pi, math.pi, number),
+        rng.uniform(0, 1, number),
+    )
+    return [detection(label, *map(float, box)) for label, *box in zip(labels, *columns)]  # noqa: B905
+
+
+def arrays(detections, size=(640, 480), max_objects=20):
+    return graph_arrays(detections, size, max_objects, VOCABULARY)
+
+
+def equal(first, second, tolerance=0.0):
+    """Whether two GraphArrays are the same, to a tolerance."""
+    return (
+        np.allclose(first.nodes, second.nodes, rtol=0, atol=tolerance)
+        and np.allclose(first.adjacency, second.adjacency, rtol=0, atol=tolerance)
+        and np.array_equal(first.mask, second.mask)
+        and first.dropped == second.dropped
+    )
+
+
+# ------------------------------------------------------------------ published matrices
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_class_rule_reproduces_the_published_matrices(index):
+    outputs = np.load(FIXTURES / "published" / "outputs.npz")
+    adjacency, degree = build_matrices(FIXTURES / "published" / f"det_{index}.json", "class")
+    np.testing.assert_allclose(adjacency, outputs["adjacency"][index], rtol=1e-6, atol=0)
+    np.testing.assert_allclose(degree, outputs["degree"][index], rtol=1e-6, atol=0)
+
+
+def test_object_rule_reproduces_the_printed_degrees():
+    _, degree = build_matrices(AIRPORT, "object")
+    areas = np.diag(degree) * 255**2
+    np.testing.assert_allclose(areas[:15], AIRPORT_DEGREES, rtol=0, atol=0.005)
+    assert np.array_equal(degree, np.diag(np.diag(degree)))
+    assert not degree[15:].any()
+
+
+def test_object_rule_reproduces_the_printed_adjacency():
+    adjacency, _ = build_matrices(AIRPORT, "object")
+    assert adjacency.shape == (20, 20)
+    assert np.array_equal(adjacency, adjacency.T)
+    assert adjacency[adjacency > 0].min() == pytest.approx(0.00421540667, rel=1e-6)
+    assert adjacency.max() == pytest.approx(5.12276208, rel=1e-6)
+    assert adjacency.sum() == pytest.approx(24.8252023, rel=1e-6)
+    assert adjacency[0].sum() == pytest.approx(0.2498314636, rel=1e-6)
+    assert adjacency[6, 14] == 0  # coincident boxes: 1 / 0 counts as 0
+    assert not np.diag(adjacency).any()
+    assert not adjacency[15:].any()
+
+
+def test_class_rule_has_no_edges_within_one_class():
+    adjacency, degree = build_matrices(AIRPORT, "class")
+    assert not adjacency.any()
+    assert np.count_nonzero(degree) == 1
+    assert degree[0, 0] == pytest.approx(1416.47, abs=0.005)
+
+
+def test_object_rule_keeps_the_first_twenty_objects(tmp_path):
+    detections = random_detections(25)
+    path = tmp_path / "crowd.json"
+    path.write_text(json.dumps(detections))
+    first = tmp_path / "first.json"
+    first.write_text(json.dumps(detections[:20]))
+    for many, few in zip(
+        build_matrices(path, "object"), build_matrices(first, "object"), strict=True
+    ):
+        assert np.array_equal(many, few)
+
+
+def test_unknown_rule_is_an_error():
+    with pytest.raises(ValueError, match="'class' or 'object', found 'pair'"):
+        build_matrices(AIRPORT, "pair")
+
+
+# ------------------------------------------------------------------ node features and adjacency
+
+
+def test_node_features_of_a_hand_computed_box():
+    nodes = arrays([detection("ship", 150, 25, 40, 10, math.pi / 6, 0.5)], (200, 100)).nodes
+    # area 400 of 20,000 pixels; (40 - 10) / (40 + 10) = 0.6 at a doubled angle of 60 degrees
+    expected = [0.5, -0.5, math.log10(0.02) / 2 + 1, 0.3, 0.6 * math.sin(math.pi / 3), 0.6, 0.5]
+    np.testing.assert_allclose(nodes[0, K:], expected, atol=1e-6)
+    assert nodes[0, :K].argmax() == VOCABULARY.slot("ship")
+    assert nodes[0, :K].sum() == 1
+    assert nodes.shape == (20, K + GEOMETRY)
+
+
+def test_adjacency_of_hand_computed_distances():
+    detections = [detection(cx=0, cy=0, score=0.9), detection(cx=30, cy=40, score=0.8)]
+    adjacency = arrays(detections, (300, 400)).adjacency  # 50 of a diagonal of 500 pixels
+    assert adjacency[0, 1] == pytest.approx(math.exp(-1), rel=1e-6)
+    assert np.count_nonzero(adjacency) == 2
+
+
+@pytest.mark.parametrize(("w", "h"), [(40, 10), (10, 40), (25, 25)])
+@pytest.mark.parametrize("angle", [0.0, 0.3, 1.2, -2.5])
+def test_equal_boxes_in_other_words_have_equal_features(w, h, angle):
+    def described(w, h, angle):
+        return arrays([detection(w=w, h=h, angle=angle), detection(cx=130, cy=70, score=0.4)])
+
+    reference = described(w, h, angle)
+    assert equal(reference, described(w, h, angle + math.pi), 1e-6)
+    assert equal(reference, described(h, w, angle + math.pi / 2), 1e-6)
+    assert equal(reference, described(h, w, angle - math.pi / 2), 1e-6)
+
+
+def test_a_square_has_no_direction():
+    turned = [arrays([detection(w=30, h=30, angle=angle)]) for angle in (0, 0.4, 1.0)]
+    assert equal(turned[0], turned[1]) and equal(turned[0], turned[2])
+
+
+def test_different_directions_have_different_features():
+    features = [arrays([detection(angle=angle)]).nodes for angle in (0, 0.4, math.pi / 2)]
+    assert abs(features[0] - features[1]).max() > 0.1
+    assert abs(features[0] - features[2]).max() > 0.1
+
+
+def test_nothing_depends_on_the_resolution():
+    detections = random_detections(12)
+    scaled = [
+        {"label": d["label"], "bbox": [3 * v for v in d["bbox"][:4]] + d["bbox"][4:]}
+        for d in detections
+    ]
+    assert equal(arrays(detections), arrays(scaled, (1920, 1440)), 1e-6)
+
+
+def test_adjacency_is_symmetric_bounded_and_without_loops():
+    n = 17
+    _, adjacency, mask, dropped = arrays(random_detections(n))
+    assert np.array_equal(adjacency, adjacency.T)
+    assert adjacency.min() >= 0 and adjacency.max() <= 1
+    assert not np.diag(adjacency).any()
+    assert (adjacency[:n, :n] + np.eye(n) > 0).all()
+    assert not adjacency[n:].any() and not adjacency[:, n:].any()
+    assert mask.tolist() == [True] * n + [False] * 3
+    assert dropped == 0
+
+
+def test_coincident_boxes_have_weight_one():
+    adjacency = arrays([detection(score=0.9), detection(score=0.8)]).adjacency
+    assert adjacency[0, 1] == adjacency[1, 0] == 1
+    assert adjacency.sum() == 2
+
+
+def test_no_objects_give_empty_arrays():
+    nodes, adjacency, mask, dropped = arrays([])
+    assert not nodes.any() and not adjacency.any() and not mask.any() and dropped == 0
+    assert nodes.shape == (20, K + GEOMETRY) and adjacency.shape == (20, 20)
+    assert nodes.dtype == adjacency.dtype == np.float32 and mask.dtype == bool
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cx": 1e300}, {"cy": -1e60}, {"w": 1e200, "h": 1e200}, {"w": 1e-200, "h": 1e-200}],
+    ids=str,
+)
+def test_extreme_numbers_are_refused_or_give_finite_arrays(tmp_path, changes):
+    path = tmp_path / "scene.json"
+    path.write_text(json.dumps([detection(), detection(**changes)]))
+    try:
+        detections = load_detections(path)
+    except ValueError as error:
+        assert f"{path}: entry 1: bbox" in str(error)
+        return
+    with np.errstate(all="ignore"):
+        nodes, adjacency, *_ = arrays(detections)
+    assert np.isfinite(nodes).all() and np.isfinite(adjacency).all()
+
+
+@pytest.mark.parametrize("max_objects", [20, 5])
+def test_order_of_detections_changes_nothing(max_objects):
+    detections = random_detections(12) + random_detections(3)  # three of them twice
+    reference = arrays(detections, max_objects=max_objects)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(len(detections))
+        shuffled = [detections[i] for i in order]
+        assert equal(reference, arrays(shuffled, max_objects=max_objects))
+
+
+@pytest.mark.parametrize("max_objects", [2, 1])
+@pytest.mark.parametrize(
+    "other",
+    [{"label": "car"}, {"angle": 0.7}, {"w": 20.0, "h": 20.0}],
+    ids=["label", "angle", "shape"],
+)
+def test_order_changes_nothing_among_objects_alike_in_score_area_and_centre(other, max_objects):
+    pair = [detection(), detection(**other)]
+    assert equal(arrays(pair, max_objects=max_objects), arrays(pair[::-1], max_objects=max_objects))
+
+
+# ------------------------------------------------------------------ more objects than slots
+
+
+@pytest.mark.parametrize(
+    ("kept", "gone"),
+    [
+        ({"score": 0.51, "w": 5}, {"score": 0.5, "w": 50}),
+        ({"w": 41, "cx": 300}, {"w": 40, "cx": 10}),
+        ({"cx": 10, "cy": 90}, {"cx": 11, "cy": 10}),
+        ({"cy": 10}, {"cy": 11}),
+    ],
+    ids=["score", "area", "cx", "cy"],
+)
+def test_which_of_two_objects_is_dropped(kept, gone):
+    pair = [detection("ship", **kept), detection("bridge", **gone)]
+    for detections in (pair, pair[::-1]):
+        result = arrays(detections, max_objects=1)
+        assert result.nodes[0, VOCABULARY.slot("ship")] == 1
+        assert result.dropped == 1
+
+
+def test_objects_beyond_the_slots_are_counted_lowest_scores_first():
+    scores = [0.3, 0.9, 0.1, 0.7, 0.5]
+    result = arrays([detection(cx=100 * i, score=s) for i, s in enumerate(scores)], max_objects=3)
+    assert result.dropped == 2
+    assert result.mask.all() and len(result.mask) == 3
+    np.testing.assert_allclose(result.nodes[:, -1], [0.9, 0.7, 0.5], rtol=1e-6)
+
+
+# ------------------------------------------------------------------ labels
+
+
+@pytest.mark.parametrize("slot", range(K - 1))
+def test_aliases_and_spellings_share_the_slot_of_their_line(slot):
+    vocabulary = Vocabulary(VOCABULARY.lines)
+    for alias in VOCABULARY.lines[slot].split(","):
+        words = alias.split()
+        spellings = [alias, alias.upper(), alias.title(), f"  {alias} "]
+        spellings += [joint.join(words) for joint in (" ", "-", "_", "", "  ")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert {vocabulary.slot(spelling) for spelling in spellings} == {slot}
+
+
+@pytest.mark.parametrize("names", [DOTA, DIOR, NWPU], ids=["DOTA", "DIOR", "NWPU VHR-10"])
+def test_each_class_of_a_data_set_has_a_slot_of_its_own(names):
+    slots = [Vocabulary(VOCABULARY.lines).slot(name) for name in names]
+    assert OTHER not in slots
+    assert len(set(slots)) == len(names)
+
+
+def test_building_and_car_are_known():
+    assert OTHER not in (VOCABULARY.slot("building"), VOCABULARY.slot("car"))
+
+
+def test_unknown_labels_share_other_and_are_reported_once():
+    vocabulary = Vocabulary(VOCABULARY.lines)
+    with pytest.warns(UserWarning, match="'dragon'"):
+        assert vocabulary.slot("dragon") == OTHER
+    with pytest.warns(UserWarning, match="'unicorn'"):
+        assert vocabulary.slot("unicorn") == OTHER
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert vocabulary.slot("dragon") == OTHER
+
+
+def test_an_unknown_label_keeps_its_node():
+    with pytest.warns(UserWarning, match="'griffin'"):
+        result = graph_arrays([detection("griffin")], (640, 480))
+    assert result.mask.sum() == 1 and result.nodes[0, OTHER] == 1
+
+
+@pytest.mark.parametrize("again", ["boat", "BOAT", "bo-at"])
+def test_a_name_in_two_lines_is_an_error(again):
+    with pytest.raises(ValueError, match=again):
+        Vocabulary(["ship, boat", f"canoe, {again}"])
+
+
+def test_comments_and_blank_lines_of_a_label_file_take_no_slot(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("\ufeff# comment\n\nship, boat\n  # another\nbridge\n", encoding="utf-8")
+    vocabulary = read_labels(path)
+    assert [vocabulary.slot(name) for name in ("ship", "boat", "bridge")] == [0, 0, 1]
+    assert len(vocabulary) == 3
+
+
+# ------------------------------------------------------------------ files
+
+GOOD = '{"label": "plane", "bbox": [1, 2, 3, 4, 0, 0.5]}'
+
+
+def _bbox(text):
+    return f'{{"label": "plane", "bbox": {text}}}'
+
+
+def _write(tmp_path, text):
+    path = tmp_path / "scene.json"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        (_bbox("[1, 2, 3, 4, 0]"), "bbox"),
+        (_bbox("[1, 2, 3, 4, 0, 0.5, 7]"), "bbox"),
+        (_bbox("[]"), "bbox"),
+        (_bbox("null"), "bbox"),
+        (_bbox('{"cx": 1}'), "bbox"),
+        (_bbox('"1 2 3 4 0 0.5"'), "bbox"),
+        ('{"label": "plane"}', "bbox"),
+        (_bbox("[NaN, 2, 3, 4, 0, 0.5]"), "bbox cx"),
+        (_bbox("[1, Infinity, 3, 4, 0, 0.5]"), "bbox cy"),
+        (_bbox("[1, -Infinity, 3, 4, 0, 0.5]"), "bbox cy"),
+        (_bbox("[1, 2, 1e999, 4, 0, 0.5]"), "bbox w"),
+        pytest.param(
+            _bbox(f"[1, 2, 1{'0' * 400}, 4, 0, 0.5]"), "bbox w", id="integer beyond float"
+        ),
+        (_bbox('[1, 2, 3, "4", 0, 0.5]'), "bbox h"),
+        (_bbox("[1, 2, 3, 4, true, 0.5]"), "bbox angle"),
+        (_bbox("[1, 2, 3, 4, [0], 0.5]"), "bbox angle"),
+        (_bbox("[1, 2, 3, 4, 0, null]"), "bbox score"),
+        (_bbox("[1, 2, 0, 4, 0, 0.5]"), "bbox w, h"),
+        (_bbox("[1, 2, 3, 0, 0, 0.5]"), "bbox w, h"),
+        (_bbox("[1, 2, -3, -4, 0, 0.5]"), "bbox w, h"),
+        (_bbox("[1, 2, 3, 4, 0, 1.01]"), "score"),
+        (_bbox("[1, 2, 3, 4, 0, -0.1]"), "score"),
+        ('{"label": "plane", "bbox": [1, 2, 3, 4, 0], "score": 87}', "score"),
+        ('{"label": "plane", "bbox": [1, 2, 3, 4, 0], "score": "0.5"}', "bbox score"),
+        ('{"bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
+        ('{"label": "", "bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
+        ('{"label": "  ", "bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
+        ('{"label": 3, "bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
+        ("[1, 2, 3, 4, 0, 0.5]", "entry"),
+        ("null", "entry"),
+    ],
+)
+def test_a_malformed_entry_is_named_by_file_index_and_field(tmp_path, entry, field):
+    path = _write(tmp_path, f"[{GOOD}, {entry}]")
+    with pytest.raises(ValueError) as error:
+        load_detections(path)
+    assert str(error.value).startswith(f"{path}: entry 1: {field}: expected ")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"plane 1 2 3 4", "JSON"),
+        (b"", "JSON"),
+        (b"[" + GOOD.encode(), "JSON"),
+        (GOOD.encode(), "a list"),
+        (b"null", "a list"),
+        (b"3", "a list"),
+        (b'[{"label": "\xff", "bbox": [1, 2, 3, 4, 0, 0.5]}]', "JSON in UTF-8"),
+        (b"[" * 100_000, "JSON"),
+    ],
+    ids=["text", "empty", "cut short", "object", "null", "number", "latin-1", "nested"],
+)
+def test_a_malformed_file_is_named(tmp_path, content, expected):
+    path = tmp_path / "scene.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_detections(path)
+    assert str(error.value).startswith(f"{path}: expected {expected}")
+
+
+def test_an_empty_list_is_valid(tmp_path):
+    assert load_detections(_write(tmp_path, "[]")) == []
+
+
+def test_five_numbers_and_a_score_are_accepted(tmp_path):
+    five = '{"label": "plane", "bbox": [1, 2, 3, 4, 0], "score": 0.5}'
+    first, second = load_detections(_write(tmp_path, f"[{GOOD}, {five}]"))
+    assert first == second == {"label": "plane", "bbox": [1.0, 2.0, 3.0, 4.0, 0.0, 0.5]}
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path):
+    assert len(load_detections(_write(tmp_path, f"\ufeff[{GOOD}]"))) == 1
+
+
+@pytest.mark.parametrize("score", ["0", "1", "0.0", "1.0"])
+def test_the_ends_of_the_score_range_are_valid(tmp_path, score):
+    (entry,) = load_detections(_write(tmp_path, f"[{_bbox(f'[1, 2, 3, 4, 0, {score}]')}]"))
+    assert entry["bbox"][5] == float(score)
+
+
+def test_detections_of_real_images_load(real_data):
+    for folder in ("UCM", "RSICD"):
+        paths = sorted((real_data / folder / "det_json").glob("*.json"))[:200]
+        assert paths
+        for path in paths:
+            for entry in load_detections(path):
+                assert VOCABULARY.slot(entry["label"]) != OTHER
+
+
+# ------------------------------------------------------------------ matching
+
+
+def _files(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[]")
+    return folder
+
+
+def test_a_mirrored_path_is_found_before_the_bare_stem(tmp_path):
+    _files(tmp_path, "train/a/port.json", "a/port.json", "port.json")
+    found = match_detections(["train/a/port.tif"], tmp_path)
+    assert found == {"train/a/port.tif": tmp_path / "train/a/port.json"}
+
+
+def test_leading_folders_are_taken_off_down_to_the_stem(tmp_path):
+    _files(tmp_path, "a/port.json", "dam.json")
+    found = match_detections(["train/a/port.tif", "train/a/dam.v2.tif", "x/y/dam.png"], tmp_path)
+    assert found["train/a/port.tif"] == tmp_path / "a/port.json"
+    assert found["x/y/dam.png"] == tmp_path / "dam.json"
+    assert found["train/a/dam.v2.tif"] is None
+
+
+@pytest.mark.parametrize("paths", [("a/port.tif", "b/port.tif"), ("port.tif", "port.png")])
+def test_two_images_that_fit_one_file_are_an_error_naming_both(tmp_path, paths):
+    _files(tmp_path, "port.json")
+    with pytest.raises(ValueError) as error:
+        match_detections(list(paths), tmp_path)
+    for name in (*paths, str(tmp_path / "port.json")):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_exact_claim_wins_over_a_stem_claim(tmp_path, order):
+    _files(tmp_path, "port.json")
+    found = match_detections(["port.tif", "a/port.tif"][::order], tmp_path)
+    assert found == {"port.tif": tmp_path / "port.json", "a/port.tif": None}
+
+
+def test_same_stems_in_mirrored_folders_are_told_apart(tmp_path):
+    _files(tmp_path, "a/port.json", "b/port.json")
+    found = match_detections(["a/port.tif", "b/port.jpg"], tmp_path)
+    assert found == {
+        "a/port.tif": tmp_path / "a/port.json",
+        "b/port.jpg": tmp_path / "b/port.json",
+    }
+
+
+def test_an_image_without_a_file_has_none(tmp_path):
+    _files(tmp_path, "port.json")
+    assert match_detections(["dam.tif", "report.tif"], tmp_path) == {
+        "dam.tif": None,
+        "report.tif": None,
+    }
+    assert match_detections(["port.tif"], tmp_path / "missing") == {"port.tif": None}
+
+
+# ------------------------------------------------------------------ build_graph
+
+
+def test_graph_attributes_of_a_hand_computed_example():
+    detections = [
+        detection("plane", 100, 100, 30, 40, 0.1, 0.9),
+        detection("dragon", 130, 140, 12, 10, -0.2, 0.3),
+        detection("car", 100, 40, 60, 20, 0.0, 0.0),
+    ]
+    graph = build_graph(detections, (300, 400))  # a diagonal of 500 pixels
+    assert [node["label"] for _, node in graph.nodes(data=True)] == ["plane", "dragon", "car"]
+    assert [node["area"] for _, node in graph.nodes(data=True)] == pytest.approx(
+        [0.01, 0.001, 0.01]
+    )
+    assert [node["score"] for _, node in graph.nodes(data=True)] == [0.9, 0.3, 0.0]
+    assert graph.nodes[1]["box"] == (130, 140, 12, 10, -0.2, 0.3)
+    expected = {  # distance, bearing, weight
+        (0, 1): (0.1, math.atan2(40, 30), math.exp(-1)),
+        (0, 2): (0.12, -math.pi / 2, math.exp(-1.2)),
+        (1, 2): (math.sqrt(10_900) / 500, math.atan2(-100, -30), math.exp(-math.sqrt(109) / 5)),
+    }
+    assert set(graph.edges) == set(expected)
+    for edge, values in expected.items():
+        found = [graph.edges[edge][name] for name in ("distance", "bearing", "weight")]
+        assert found == pytest.approx(values)
+
+
+def test_graph_and_adjacency_have_the_same_weights():
+    detections = sorted(random_detections(6), key=lambda d: -d["bbox"][5])
+    graph, adjacency = build_graph(detections, (640, 480)), arrays(detections).adjacency
+    for i, j, edge in graph.edges(data=True):
+        assert adjacency[i, j] == pytest.approx(edge["weight"], rel=1e-6)
+
+
+def test_graph_has_every_object_beyond_the_slots():
+    graph = build_graph(random_detections(30), (640, 480))
+    assert len(graph) == 30 and graph.number_of_edges() == 30 * 29 / 2
+
+
+def test_two_thousand_graphs_a_second():
+    scenes = [random_detections(20, seed) for seed in range(100)]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for detections in scenes:
+            arrays(detections)
+        seconds.append(time.perf_counter() - start)
+    assert len(scenes) / min(seconds) >= 2000
+
+
+# ------------------------------------------------------------------ drawing and the command
+
+
+def test_the_command_prints_and_draws_a_sample(tmp_path, capsys):
+    target = tmp_path / "graph.png"
+    detections, image = ROOT / "det_json" / "sample_1.json", ROOT / "test" / "sample_1.png"
+    V_Graph.main([str(detections), "--image", str(image), "--draw", str(target)])
+    printed = capsys.readouterr().out
+    entries = json.loads(detections.read_text())
+    assert f"{len(entries)} objects in 128 x 128 pixels" in printed
+    for i, entry in enumerate(entries):
+        assert f"  {i:2d} {entry['label']}" in printed
+    edges = min(5, len(entries) * (len(entries) - 1) // 2)
+    assert printed.count("  edge ") == edges
+    assert f"nodes (20, {K + 7}), adjacency (20, 20), {len(entries)} objects, 0 dropped" in printed
+    for rule in ("class", "object"):
+        adjacency, _ = build_matrices(detections, rule)
+        assert f"rule '{rule}': adjacency sum {adjacency.sum():.4f}, (20, 20)" in printed
+    with Image.open(target) as drawn, Image.open(image) as original:
+        assert drawn.size == (768, 768)
+        plain = np.asarray(original.convert("RGB").resize(drawn.size, Image.BICUBIC), int)
+        changed = (abs(np.asarray(drawn.convert("RGB"), int) - plain) > 40).any(-1)
+    assert 0.005 < changed.mean() < 0.5
+
+
+def test_the_command_lists_the_strongest_edges_first(tmp_path, capsys):
+    path = tmp_path / "scene.json"
+    path.write_text(json.dumps([detection(cx=x, w=9) for x in (0, 30, 36, 100, 128)]))
+    V_Graph.main([str(path), "--image", str(ROOT / "test" / "sample_1.png"), "--max-objects", "4"])
+    printed = capsys.readouterr().out
+    edges = [line.split(":")[0].strip() for line in printed.splitlines() if "  edge " in line]
+    assert edges == ["edge 1-2", "edge 3-4", "edge 0-1", "edge 0-2", "edge 2-3"]
+    assert "adjacency (4, 4), 4 objects, 1 dropped" in printed
+
+
+def _outline(angle, scale):
+    """Where a drawn 200 x 80 box centred at (150, 200) is red, as (along, across) its axes.
+
+    What is near its label, red as well, is left out: that starts at the centre.
+    """
+    graph = build_graph([detection("ship", 150, 200, 200, 80, angle, 1.0)], (400, 400))
+    canvas = np.asarray(images.draw_graph(Image.new("RGB", (400, 400)), graph, scale))
+    y, x = np.nonzero((canvas == (0xE6, 0x19, 0x4B)).all(-1))
+    x, y = x - 150 * scale, y - 200 * scale
+    border = (x < -4) | (x > 100) | (y < -4) | (y > 20)
+    x, y = x[border], y[border]
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.stack([x * cos + y * sin, y * cos - x * sin], axis=1) / scale
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("angle", [0.0, math.pi / 6, math.pi / 2, -0.9])
+def test_a_rotated_outline_is_where_its_box_is(angle, scale):
+    red = _outline(angle, scale)
+    outside = (abs(red) - (100, 40)).max(axis=1)  # 0 on the border
+    assert abs(outside).max() < 3
+    for corner in ((100, 40), (100, -40), (-100, 40), (-100, -40), (-50, 40), (-100, 0)):
+        assert np.linalg.norm(red - corner, axis=1).min() < 3
+
+
+def test_positive_angles_turn_from_x_towards_y():
+    graph = build_graph([detection("ship", 200, 200, 300, 20, math.pi / 4, 1.0)], (400, 400))
+    drawn = np.asarray(images.draw_graph(Image.new("RGB", (400, 400)), graph, scale=1)).any(-1)
+    assert drawn[280:320, 280:320].any()  # lower right of the centre: y points down
+    assert not drawn[80:120, 280:320].any()
+
+
+def test_drawing_leaves_the_image_as_it_was():
+    image = Image.new("RGB", (100, 100))
+    images.draw_graph(image, build_graph([detection()], image.size))
+    assert not np.asarray(image).any()
+
+
+def test_a_graph_without_objects_can_be_drawn():
+    canvas = images.draw_graph(Image.new("RGB", (100, 50)), build_graph([], (100, 50)))
+    assert canvas.size == (800, 400)
+
+
+# ------------------------------------------------------------------ images
+
+
+def _error_of(path):
+    with pytest.raises(ValueError) as error:
+        images.open_image(path)
+    return str(error.value)
+
+
+def test_a_missing_image_is_named(tmp_path):
+    path = tmp_path / "missing.png"
+    assert _error_of(path).startswith(f"{path}: no such image")
+
+
+def test_a_truncated_jpeg_is_named(tmp_path):
+    path = tmp_path / "cut.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert _error_of(path).startswith(f"{path}: not readable")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_named(tmp_path, content):
+    path = tmp_path / "note.png"
+    path.write_bytes(content)
+    assert _error_of(path).startswith(f"{path}: not readable")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_refused(tmp_path, suffix):
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(path)
+    assert str(path) in _error_of(path) and "8 bits" in _error_of(path)
+
+
+def _deep_png():
+    """A 2 x 2 PNG of 16 bits a colour, which PIL can read but not write."""
+
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    pixels = zlib.compress((b"\0" + struct.pack(">6H", *[1000] * 6)) * 2)
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def _deep_tiff():
+    """The same as an uncompressed TIFF, as satellite images come."""
+    tags = {  # number: (type, count, value); shorts are 3, longs 4
+        256: (3, 1, 2), 257: (3, 1, 2), 258: (3, 3, 134), 259: (3, 1, 1), 262: (3, 1, 2),
+        273: (4, 1, 140), 277: (3, 1, 3), 278: (3, 1, 2), 279: (4, 1, 24), 284: (3, 1, 1),
+    }  # fmt: skip
+    directory = struct.pack("<H", len(tags))
+    for number, entry in tags.items():
+        directory += struct.pack("<HHII", number, *entry)
+    head = b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)
+    return head + struct.pack("<3H", 16, 16, 16) + struct.pack("<12H", *[1000] * 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.png", _deep_png()), ("a.tif", _deep_tiff())], ids=["png", "tiff"]
+)
+def test_sixteen_bits_a_colour_are_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with Image.open(path) as image:  # the file itself is sound
+        assert image.convert("RGB").size == (2, 2)
+    assert "8 bits" in _error_of(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_eight_bit_images_become_rgb(tmp_path, mode):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+    image = images.open_image(path)
+    assert image.mode == "RGB" and image.size == (5, 4)
+    assert image.getpixel((2, 2)) == (255, 255, 255)

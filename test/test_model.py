@@ -1,0 +1,466 @@
+"""The graph branch, its fusion with CLIP, and checkpoints."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch_geometric.nn import GCNConv as SparseGCNConv
+
+import clip
+import model
+from model import GCNConv, load_checkpoint, save_checkpoint
+from towers import CLIP
+from V_Graph import MAX_OBJECTS, arrays_from_boxes, read_labels
+
+LABELS = read_labels()
+COUNTS = (5, 0, 20, 1, 3)  # objects of the images in a batch; one has none
+WITHOUT = 1
+NEW = {"node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate"}
+FUSIONS = ("sum", "gate")
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Convolutions in fp32 on CUDA, too, where the default is TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def tolerance(device):
+    return 1e-6 if device.type == "cpu" else 1e-5
+
+
+def graphs(counts, device="cpu", max_objects=MAX_OBJECTS, seed=0, shuffled=False):
+    """Nodes, adjacency and mask of random scenes with so many objects."""
+    batch = []
+    for i, count in enumerate(counts):
+        rng = np.random.default_rng((seed, i))
+        low, high = [0, 0, 5, 5, -3, 0.3], [640, 480, 60, 60, 3, 1]
+        slots, boxes = rng.integers(0, len(LABELS), count), rng.uniform(low, high, (count, 6))
+        arrays = arrays_from_boxes(slots, boxes, (640, 480), max_objects, len(LABELS))
+        nodes, adjacency, mask, _ = arrays
+        if shuffled:
+            order = rng.permutation(max_objects)
+            nodes, adjacency, mask = nodes[order], adjacency[order][:, order], mask[order]
+        batch.append((nodes, adjacency, mask))
+    return [torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*batch, strict=True)]
+
+
+def pixels(number, device="cpu", size=32):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(number, 3, size, size, generator=generator).to(device)
+
+
+@torch.no_grad()
+def embed(network, image, graph):
+    """The images' fused embeddings."""
+    return network.encode_branches(image, *graph)[2]
+
+
+@torch.no_grad()
+def unit_branches(network, image, graph):
+    """CLIP, graph and fused features, each of unit length."""
+    return [F.normalize(part, dim=-1) for part in network.encode_branches(image, *graph)]
+
+
+def largest(a, b):
+    return (a - b).abs().max().item()
+
+
+# ------------------------------------------------------------------ graph convolution
+
+
+def test_gcn_equals_pytorch_geometric(device):
+    torch.manual_seed(0)
+    dense, sparse = GCNConv(16, 24).to(device), SparseGCNConv(16, 24).to(device)
+    nn.init.normal_(dense.bias)
+    sparse.load_state_dict(dense.state_dict())
+    _, adjacency, mask = graphs(COUNTS, device)
+    x = torch.randn(len(COUNTS), MAX_OBJECTS, 16, device=device)
+    with torch.no_grad():
+        found = dense(x, adjacency, mask)
+        for i, count in enumerate(COUNTS):
+            edges = adjacency[i, :count, :count].nonzero().T  # (2, edges)
+            weights = adjacency[i][tuple(edges)]
+            expected = sparse(x[i, :count], edges, weights)
+            torch.testing.assert_close(found[i, :count], expected, rtol=0, atol=tolerance(device))
+
+
+def test_gcn_of_two_hand_computed_objects():
+    layer = GCNConv(1, 1)
+    nn.init.ones_(layer.lin.weight)
+    nn.init.constant_(layer.bias, 10.0)
+    x = torch.tensor([[[2.0], [4.0], [99.0]]])
+    adjacency = torch.tensor([[[0, 0.5, 0.7], [0.5, 0, 0.7], [0.7, 0.7, 0]]])
+    mask = torch.tensor([[True, True, False]])
+    found = layer(x, adjacency, mask)[0, :2, 0]
+    # Both degrees are 1.5: (2 + 0.5 * 4) / 1.5 and (4 + 0.5 * 2) / 1.5, the third does not count.
+    torch.testing.assert_close(found, torch.tensor([10 + 4 / 1.5, 10 + 5 / 1.5]))
+
+
+def test_names_and_shapes_are_those_of_the_published_code(tiny_model):
+    network = tiny_model()
+    found = {
+        name: tuple(tensor.shape)
+        for name, tensor in network.state_dict().items()
+        if name.split(".")[0] in {"gcn1", "gcn2", "gcn3", "mlp"}
+    }
+    expected = {f"gcn{i}.lin.weight": (32, 32) for i in (1, 2, 3)}
+    expected |= {f"gcn{i}.bias": (32,) for i in (1, 2, 3)}
+    expected |= {f"mlp.{i}.weight": (32, 32) for i in (0, 2)}
+    expected |= {f"mlp.{i}.bias": (32,) for i in (0, 2)}
+    assert found == expected
+
+
+# ------------------------------------------------------------------ an image's own embedding
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_batch_mates_size_and_order_change_nothing(tiny_model, device, fusion):
+    network = tiny_model(fusion=fusion).to(device)
+    image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
+    together = embed(network, image, graph)
+    for i in range(len(COUNTS)):
+        alone = embed(network, image[i : i + 1], [part[i : i + 1] for part in graph])
+        assert largest(together[i], alone[0]) <= tolerance(device)
+    order = torch.tensor([3, 1, 4, 0, 2], device=device)
+    permuted = embed(network, image[order], [part[order] for part in graph])
+    assert largest(together[order], permuted) <= tolerance(device)
+    pairs = embed(network, image[[0, 2]], [part[[0, 2]] for part in graph])
+    assert largest(together[[0, 2]], pairs) <= tolerance(device)
+
+
+def test_embeddings_have_unit_length_and_differ(tiny_model, device):
+    together = embed(tiny_model().to(device), pixels(5, device), graphs(COUNTS, device))
+    assert largest(together.norm(dim=-1), torch.ones(5, device=device)) <= 1e-6
+    assert torch.pdist(together).min() > 1e-3
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_order_of_objects_changes_nothing(tiny_model, device, fusion):
+    network = tiny_model(fusion=fusion).to(device)
+    image = pixels(len(COUNTS), device)
+    sorted_ = embed(network, image, graphs(COUNTS, device))
+    shuffled = embed(network, image, graphs(COUNTS, device, shuffled=True))
+    assert largest(sorted_, shuffled) <= tolerance(device)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_padding_changes_nothing(tiny_model, device, fusion):
+    network = tiny_model(fusion=fusion).to(device)
+    image = pixels(len(COUNTS), device)
+    narrow = embed(network, image, graphs(COUNTS, device))
+    wide = embed(network, image, graphs(COUNTS, device, max_objects=50))
+    assert largest(narrow, wide) <= tolerance(device)
+
+
+def test_what_stands_in_the_padding_changes_nothing(tiny_model):
+    network, image = tiny_model(), pixels(len(COUNTS))
+    nodes, adjacency, mask = graphs(COUNTS)
+    filled = torch.where(mask[..., None], nodes, 7.0)
+    both = mask[:, :, None] & mask[:, None, :]
+    linked = torch.where(both, adjacency, 0.5)
+    clean = embed(network, image, (nodes, adjacency, mask))
+    assert largest(clean, embed(network, image, (filled, linked, mask))) <= 1e-6
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_exchanged_graphs_change_their_images_and_no_other(tiny_model, device, fusion):
+    network = tiny_model(fusion=fusion).to(device)
+    image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
+    before = embed(network, image, graph)
+    after = embed(network, image, [part[[2, 1, 0, 3, 4]] for part in graph])
+    change = (before - after).abs().amax(dim=-1)
+    assert change[[0, 2]].min() > 1e-3
+    assert change[[1, 3, 4]].max() <= tolerance(device)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_edges_change_embeddings(tiny_model, fusion):
+    network, image = tiny_model(fusion=fusion), pixels(len(COUNTS))
+    nodes, adjacency, mask = graphs(COUNTS)
+    change = embed(network, image, (nodes, adjacency, mask)) - embed(
+        network, image, (nodes, torch.zeros_like(adjacency), mask)
+    )
+    linked = torch.tensor([count > 1 for count in COUNTS])
+    assert change.abs().amax(dim=-1)[linked].min() > 1e-4
+    assert change[~linked].abs().max() <= 1e-6
+
+
+def test_the_number_of_like_objects_counts(tiny_model):
+    network, image = tiny_model(), pixels(1)
+    slots, boxes = np.zeros(4, int), np.tile([[9, 9, 5, 5, 0, 0.5]], (4, 1))
+    boxes[:, 0] += 300 * np.arange(4)  # too far apart for edges that matter
+    vectors = []
+    for count in (2, 4):
+        arrays = arrays_from_boxes(slots[:count], boxes[:count], (1200, 900), 20, len(LABELS))
+        graph = [torch.from_numpy(part)[None] for part in arrays[:3]]
+        vectors.append(embed(network, image, graph))
+    assert largest(*vectors) > 1e-4
+
+
+# ------------------------------------------------------------------ fusion
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_an_image_without_objects_keeps_its_clip_embedding(tiny_model, device, fusion):
+    network = tiny_model(fusion=fusion, image_encoder_ratio=(0.3, 0.9)).to(device)
+    image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
+    with torch.no_grad():
+        pure = F.normalize(network.encode_image(image), dim=-1)
+    fused = embed(network, image, graph)
+    assert torch.equal(fused[WITHOUT], pure[WITHOUT])
+    others = [i for i, count in enumerate(COUNTS) if count]
+    assert (fused - pure)[others].abs().amax(dim=-1).min() > 1e-3
+
+
+def test_sum_weighs_the_branches_by_the_ratio(tiny_model):
+    image, graph = pixels(len(COUNTS)), graphs(COUNTS)
+    for ratio in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.2, 0.6)):
+        network = tiny_model(image_encoder_ratio=ratio)
+        image_features, graph_features, fused = unit_branches(network, image, graph)
+        expected = F.normalize(ratio[0] * image_features + ratio[1] * graph_features, dim=-1)
+        expected[WITHOUT] = image_features[WITHOUT]
+        assert largest(fused, expected) <= 1e-6
+
+
+@pytest.mark.parametrize(("bias", "branch"), [(-50.0, 0), (50.0, 1)], ids=["CLIP", "graph"])
+def test_the_gate_reaches_from_one_branch_to_the_other(tiny_model, bias, branch):
+    network = tiny_model(fusion="gate")
+    nn.init.zeros_(network.gate.weight)
+    nn.init.constant_(network.gate.bias, bias)
+    *branches, fused = unit_branches(network, pixels(len(COUNTS)), graphs(COUNTS))
+    others = [i for i, count in enumerate(COUNTS) if count]
+    assert largest(fused[others], branches[branch][others]) <= 1e-6
+
+
+def test_the_gate_differs_between_images(tiny_model):
+    network = tiny_model(fusion="gate")
+    nn.init.normal_(network.gate.weight)
+    a, b, fused = unit_branches(network, pixels(len(COUNTS)), graphs(COUNTS))
+    # Fused is (1 - s) a + s b at unit length: its products with a and b give s / (1 - s).
+    c, with_a, with_b = (a * b).sum(-1), (fused * a).sum(-1), (fused * b).sum(-1)
+    odds = (with_b - c * with_a) / (with_a - c * with_b)
+    expected = network.gate(torch.cat([a, b], dim=-1))[:, 0].exp()
+    others = [i for i, count in enumerate(COUNTS) if count]
+    torch.testing.assert_close(odds[others], expected[others], rtol=1e-3, atol=0)
+    assert odds[others].log().std() > 0.1
+
+
+def test_without_graph_the_model_is_clip(tiny_model, tiny_definition, device):
+    network = tiny_model(graph="none").to(device)
+    plain = CLIP(tiny_definition)
+    assert [n for n, _ in network.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    assert not network.new_parameters()
+    plain.load_state_dict(network.state_dict())
+    plain = plain.to(device).eval()
+    image, text = pixels(5, device), clip.tokenize(["a ship", "two planes"]).to(device)
+    with torch.no_grad():
+        for graph in (graphs(COUNTS, device), (None, None, None)):
+            image_features, text_features = network(image, *graph, text)
+            assert torch.equal(image_features, F.normalize(plain.encode_image(image), dim=-1))
+            assert torch.equal(text_features, F.normalize(plain.encode_text(text), dim=-1))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_new_parameters_are_those_that_clip_lacks(tiny_model, tiny_definition, fusion):
+    network = tiny_model(fusion=fusion)
+    names = {name for name, _ in network.named_parameters()}
+    assert network.new_parameters() == names - set(CLIP(tiny_definition).state_dict())
+    roots = {name.split(".")[0] for name in network.new_parameters()}
+    assert roots == (NEW if fusion == "gate" else NEW - {"gate"})
+
+
+# ------------------------------------------------------------------ gradients
+
+
+def contrastive(image_features, text_features, scale):
+    logits = scale.exp() * image_features @ text_features.T  # (B, B)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_gradients_reach_every_parameter(tiny_model, device, fusion):
+    network = tiny_model(fusion=fusion).to(device).train()
+    text = clip.tokenize([f"{count} ships" for count in COUNTS]).to(device)
+    features = network(pixels(len(COUNTS), device), *graphs(COUNTS, device), text)
+    contrastive(*features, network.logit_scale.detach()).backward()
+    for name, parameter in network.named_parameters():
+        if name == "logit_scale":
+            assert parameter.grad is None
+        else:
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().max() > 1e-8, name
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_batch_without_any_object_leaves_the_graph_branch_alone(tiny_model, fusion):
+    network = tiny_model(fusion=fusion).train()
+    text = clip.tokenize(["a ship", "two planes"])
+    features = network(pixels(2), *graphs((0, 0)), text)
+    contrastive(*features, network.logit_scale).backward()
+    new = network.new_parameters()
+    for name, parameter in network.named_parameters():
+        if name in new:
+            assert parameter.grad is None or not parameter.grad.any(), name
+        else:
+            assert torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_few_steps_tell_twins_apart_by_their_graphs(tiny_model, device, fusion):
+    network = tiny_model(fusion=fusion).to(device).train()
+    image = pixels(1, device).expand(4, -1, -1, -1)
+    graph = graphs((2, 4, 6, 8), device)
+    text = clip.tokenize(["two ships", "four cars", "six dams", "eight pools"]).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(40):
+        loss = contrastive(*network(image, *graph, text), network.logit_scale)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    image_features, text_features = network(image, *graph, text)
+    assert (image_features @ text_features.T).argmax(-1).tolist() == [0, 1, 2, 3]
+    assert loss < 0.5 * math.log(4)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def options(**changes):
+    return {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.4, 0.6), **changes}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [options(), options(fusion="gate"), options(graph="none")],
+    ids=["sum", "gate", "none"],
+)
+def test_a_checkpoint_alone_rebuilds_an_equal_model(
+    tiny_model, tiny_definition, tmp_path, device, chosen
+):
+    network, path = tiny_model(**chosen).to(device), tmp_path / "runs" / "best.pt"
+    nn.init.normal_(network.logit_scale)
+    state = {"epoch": 3, "best_score": 12.5, "history": [{"loss": 0.5}], "rng": torch.ones(3)}
+    save_checkpoint(path, network, tiny_definition, LABELS.lines, chosen, **state)
+    torch.manual_seed(1)
+    again, checkpoint = load_checkpoint(path, device)
+    image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
+    assert torch.equal(embed(network, image, graph), embed(again, image, graph))
+    text = clip.tokenize(["a ship", "two planes"]).to(device)
+    with torch.no_grad():
+        assert torch.equal(network.encode_text(text), again.encode_text(text))
+    assert torch.equal(network.logit_scale, again.logit_scale)
+    assert not again.training
+    assert (again.graph, again.fusion) == (chosen["graph"], chosen["fusion"])
+    assert (checkpoint["epoch"], checkpoint["best_score"]) == (3, 12.5)
+    assert checkpoint["options"] == chosen and checkpoint["labels"] == LABELS.lines
+    assert checkpoint["definition"] == tiny_definition
+    assert [file.name for file in path.parent.iterdir()] == ["best.pt"]
+
+
+def test_a_checkpoint_loads_without_unpickling_code_and_without_cuda(
+    tiny_model, tiny_definition, tmp_path, device
+):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, tiny_model().to(device), tiny_definition, LABELS.lines, options())
+    weights = torch.load(path, weights_only=True)["weights"]
+    assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
+    assert load_checkpoint(path)[0].logit_scale.device.type == "cpu"
+
+
+def test_a_checkpoint_keeps_its_own_vocabulary(tiny_definition, tmp_path):
+    labels = ["ship, boat", "bridge"]
+    network = model.build(tiny_definition, labels, options())
+    assert network.node_projection.in_features == 2 + 1 + 7
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, network, tiny_definition, labels, options())
+    again, checkpoint = load_checkpoint(path)
+    assert checkpoint["labels"] == labels
+    assert torch.equal(again.node_projection.weight, network.node_projection.weight)
+
+
+@pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()], ids=type)
+def test_an_interrupted_save_leaves_the_old_checkpoint(
+    tiny_model, tiny_definition, tmp_path, monkeypatch, interruption
+):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options(), epoch=1)
+    before = path.read_bytes()
+
+    def half(content, target):
+        with open(target, "wb") as file:
+            file.write(before[: len(before) // 2])
+        raise interruption
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(type(interruption)):
+        save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options(), epoch=2)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+    assert load_checkpoint(path)[1]["epoch"] == 1
+
+
+def test_saving_again_replaces_the_checkpoint(tiny_model, tiny_definition, tmp_path):
+    path = tmp_path / "best.pt"
+    for epoch in (1, 2):
+        save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options(), epoch=epoch)
+    assert load_checkpoint(path)[1]["epoch"] == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+
+
+def _refused(path):
+    with pytest.raises(ValueError) as error:
+        load_checkpoint(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    _refused(tmp_path / "missing.pt")
+    _refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"weights": {}}, {"a": torch.zeros(2)}, torch.zeros(2), [1]], ids=str
+)
+def test_another_file_of_torch_is_refused_with_its_path(tmp_path, content):
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    _refused(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 broken"], ids=str)
+def test_a_file_that_is_not_of_torch_is_refused_with_its_path(tmp_path, content):
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    _refused(path)
+
+
+def test_a_checkpoint_cut_short_is_refused_with_its_path(tiny_model, tiny_definition, tmp_path):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options())
+    path.write_bytes(path.read_bytes()[:-1000])
+    _refused(path)
+
+
+def test_code_in_a_checkpoint_is_refused_with_its_path(tmp_path):
+    path = tmp_path / "other.pt"
+    torch.save({"weights": {}, "definition": {}, "labels": [], "options": tmp_path.exists}, path)
+    _refused(path)
+
+
+def test_weights_that_do_not_fit_their_definition_are_refused_with_the_path(
+    tiny_model, tiny_definition, tmp_path
+):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines[:-1], options())
+    _refused(path)
+
+
+def test_an_unknown_definition_is_an_error_that_lists_the_known():
+    with pytest.raises(ValueError) as error:
+        model.read_definition("huge")
+    assert "huge" in str(error.value) and "ViT-B-32" in str(error.value)
