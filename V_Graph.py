@@ -70,7 +70,7 @@ def read_labels(path=LABELS):
 
 
 def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _check(entry, fail):
@@ -86,8 +86,8 @@ def _check(entry, fail):
         fail("bbox", '[cx, cy, w, h, angle, score], or five numbers and a "score"', box)
     for name, value in zip(("cx", "cy", "w", "h", "angle", "score"), box, strict=True):
         if not _number(value):
-            fail(f"bbox {name}", "a finite number", value)
-    if box[2] <= 0 or box[3] <= 0:
+            fail(f"bbox {name}", "a number below 1e9 in size", value)
+    if min(box[2:4]) < 1e-6:
         fail("bbox w, h", "sizes above 0 pixels", box[2:4])
     if not 0 <= box[5] <= 1:
         fail("score", "a number in [0, 1], the last of bbox", box[5])
@@ -103,7 +103,7 @@ def load_detections(path):
     path = Path(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from None
     if not isinstance(entries, list):
         raise ValueError(f"{path}: expected a list of detections, found {type(entries).__name__}")
@@ -195,7 +195,9 @@ def detection_arrays(detections, vocabulary):
 def arrays_from_boxes(slots, boxes, image_size, max_objects, labels):
     """`graph_arrays` for detections that are arrays already; labels: K."""
     area = boxes[:, 2] * boxes[:, 3]
-    order = np.lexsort((boxes[:, 1], boxes[:, 0], -area, -boxes[:, 5]))[:max_objects]
+    # Slot, side and angle come last, so that the order in the file never matters.
+    keys = boxes[:, 4], boxes[:, 2], slots, boxes[:, 1], boxes[:, 0], -area, -boxes[:, 5]
+    order = np.lexsort(keys)[:max_objects]
     dropped = len(boxes) - len(order)
     slots, boxes, area = slots[order], boxes[order], area[order]
     n, (width, height) = len(order), image_size

@@ -48,9 +48,23 @@ def _group(pairs, blank, empty):
     return [Record(name, tuple(texts)) for name, texts in captions.items() if texts]
 
 
+def _text(path):
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8: {error}") from None
+
+
+def _json(path):
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from None
+
+
 def _lines(path):
     """Lines of a text file, without the newline; UTF-8 with or without byte-order mark."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = _text(path)
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -89,9 +103,7 @@ def _field(container, key, kind, place):
 
 def _read_karpathy(path):
     pairs = {}
-    for i, image in enumerate(
-        _field(json.loads(path.read_text(encoding="utf-8-sig")), "images", list, path)
-    ):
+    for i, image in enumerate(_field(_json(path), "images", list, path)):
         place = f"{path}: image {i}"
         name, split = _field(image, "filename", str, place), _field(image, "split", str, place)
         if image.get("filepath"):
@@ -129,9 +141,9 @@ def with_validation(annotations, fraction, seed):
     """
     if annotations.splits.get("val") or not annotations.splits.get("train"):
         return annotations, None
-    train, val = train_test_split(
-        annotations.splits["train"], test_size=fraction, random_state=seed
-    )
+    records = annotations.splits["train"]
+    size = max(round(fraction * len(records)), min(10, len(records) // 2))  # R@10 needs ten
+    train, val = train_test_split(records, test_size=size, random_state=seed)
     drawn = {"train": [record.name for record in train], "val": [record.name for record in val]}
     splits = {**annotations.splits, "train": train, "val": val}
     origin = f"{annotations.origin}; validation drawn by image, seed {seed}"

@@ -1,7 +1,7 @@
 """Augmentation: one affine map moves an image's pixels and its detections alike.
 
-Crops, flips and quarter turns are drawn on the CPU, for each image by its own generator; the pixels
-are moved for a whole batch on the device. Sizes in the shapes below: B images, n detections.
+Crops, flips, quarter turns and colours are drawn on the CPU, for each image by its own generator;
+the pixels are changed for a whole batch on the device. Shapes: B images, n detections.
 """
 
 import math
@@ -9,9 +9,13 @@ import math
 import numpy as np
 import torch.nn.functional as F
 
-import clip
+AUGMENTATIONS = ("crop", "flip", "turn", "colour")
+ENLARGED = 4 / 3  # images to be cropped are kept this much larger than the model's input: sharper
 
-AUGMENTATIONS = ("crop", "flip", "turn")
+
+def stored_size(n_px, augment):
+    """Side of the square in which training images are kept for a model that sees n_px."""
+    return round(n_px * ENLARGED) if "crop" in augment else n_px
 
 
 def draw_affine(rng, augment):
@@ -23,7 +27,7 @@ def draw_affine(rng, augment):
     if "flip" in augment and rng.random() < 0.5:
         matrix = matrix @ np.diag([-1.0, 1.0])
     if "crop" in augment:
-        zoom = rng.uniform(0.75, 1)
+        zoom = rng.uniform(0.6, 1)
         matrix, shift = matrix * zoom, rng.uniform(zoom - 1, 1 - zoom, 2)
     return np.concatenate([matrix, shift[:, None]], axis=1)
 
@@ -47,9 +51,19 @@ def move_boxes(slots, boxes, size, affine):
     return slots[inside], moved[inside], (width, height)
 
 
-def augmented(pixels, affine):
-    """Apply the maps (B, 2, 3) to uint8 pixels (B, 3, H, W) on their device; normalised float."""
-    grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)  # (B, H, W, 2)
-    return F.grid_sample(
-        clip.normalize(pixels), grid, padding_mode="reflection", align_corners=False
-    )
+def draw_colour(rng):
+    """Gain and offset (2, 3) of the normalised channels: light and haze differ between images."""
+    return np.stack([rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3), rng.uniform(-0.3, 0.3, 3)])
+
+
+def augmented(images, n_px, affine=None, colour=None):
+    """Normalised images (B, 3, H, W) to (B, 3, n_px, n_px), moved and coloured if asked to.
+
+    affine: maps (B, 2, 3); colour: gains and offsets (B, 2, 3). Without maps H and W are n_px.
+    """
+    if affine is not None:
+        grid = F.affine_grid(affine, [len(images), 3, n_px, n_px], align_corners=False)
+        images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    if colour is not None:
+        images = images * colour[:, 0, :, None, None] + colour[:, 1, :, None, None]
+    return images

@@ -14,7 +14,7 @@ import torch
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from model import MODELS, definition_names, read_definition
+from model import MODELS, definition_names, read_definition, read_weights
 from simple_tokenizer import SimpleTokenizer
 from towers import CLIP
 
@@ -28,6 +28,9 @@ _OPENAI_NAMES = {
     "RN50": "RN50",
     "RN101": "RN101",
 }
+
+
+_SIZES = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives, no weights
 
 
 def available_models():
@@ -108,7 +111,8 @@ def load(name_or_path, device="cpu"):
     ----------
     name_or_path : str
         One of `available_models()` (weights expected at `models/<name>.pt`), or the path of a state
-        dict in OpenAI's naming whose shapes match a definition in `models/`.
+        dict in OpenAI's naming whose shapes match a definition in `models/`. The towers use
+        QuickGELU, as OpenAI's weights need; weights trained with GELU give wrong features.
     device : str or torch.device
 
     Returns
@@ -127,9 +131,10 @@ def load(name_or_path, device="cpu"):
             f"{name_or_path}: no weights at {path}; put OpenAI's state dict there, or name a "
             f"file. Known names: {', '.join(available_models())}"
         )
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = read_weights(path)
     if not isinstance(weights, dict) or not all(torch.is_tensor(t) for t in weights.values()):
         raise ValueError(f"{path}: expected a plain state dict, a dict of tensors")
+    weights = {name: tensor for name, tensor in weights.items() if name not in _SIZES}
     definition = _definition_of(weights)
     if definition is None:
         shapes = "\n".join(f"  {key} {tuple(tensor.shape)}" for key, tensor in weights.items())

@@ -110,6 +110,8 @@ def load_images(paths, root, det_json, checkpoint):
 
     det_json: folder of their detections, laid out like the images below `root`; None for no graphs.
     """
+    if det_json and not Path(det_json).is_dir():
+        raise ValueError(f"{det_json}: no such folder; check --det-json")
     n_px, vocabulary = checkpoint["definition"]["image_size"], Vocabulary(checkpoint["labels"])
     relative = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
     found = match_detections(relative, det_json) if det_json else {}

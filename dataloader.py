@@ -21,7 +21,7 @@ import clip
 import images
 import scenes
 from annotations import normal_form, read_annotations, with_validation
-from augment import AUGMENTATIONS, draw_affine, move_boxes
+from augment import AUGMENTATIONS, draw_affine, draw_colour, move_boxes
 from V_Graph import arrays_from_boxes, detection_arrays, load_detections, match_detections
 
 VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
@@ -35,7 +35,7 @@ def add_data_options(parser):
     option("--data-root", help="its folder; only scenes has a default, data/scenes")
     option("--det-json", help="folder of detections; default <data root>/det_json")
     option("--augment", nargs="*", choices=AUGMENTATIONS,
-           help="of training images; default crop flip turn, scenes none: sentences say left of")
+           help="of training images; default all; scenes none, since sentences say left of")
     option("--graph-control", choices=("own", "exchanged", "no-edges"), default="own",
            help="for control experiments: another image's graph, or no edges")
     option("--drop-graphs", type=float, default=0.1,
@@ -43,12 +43,6 @@ def add_data_options(parser):
     option("--cache-gb", type=float, default=4, help="RAM for decoded images; the rest is re-read")
     option("--workers", type=int, default=0, help="loader processes; raise where a GPU waits")
     # fmt: on
-
-
-def _fail_on(problems, kind):
-    if problems:
-        first = "\n  ".join(problems[:10])
-        raise ValueError(f"{len(problems)} {kind}, the first {min(len(problems), 10)}:\n  {first}")
 
 
 # ------------------------------------------------------------------ images with graphs
@@ -99,7 +93,9 @@ class ImageSet(Dataset):
                     sizes[i] = future.result()
                 except ValueError as error:
                     problems.append(str(error))
-        _fail_on(problems, "images cannot be read")
+        if problems:
+            first = "\n  ".join(problems[:10])
+            raise ValueError(f"{len(problems)} images are missing or unreadable:\n  {first}")
         return sizes
 
     def _decode(self, image):
@@ -113,6 +109,7 @@ class ImageSet(Dataset):
         return self.pixels[i] if i < self.cached else self._decode(images.open_image(self.paths[i]))
 
     def item(self, i, affine=None, graph=True):
+        """Item i, its detections moved by `affine` (2, 3), or without its graph."""
         source = self.source[i]
         size, (slots, boxes) = self.sizes[source], self.boxes[source]
         if not graph:
@@ -146,15 +143,17 @@ class ImageSet(Dataset):
 class TrainingSet(Dataset):
     """An ImageSet with one caption per image and epoch, drawn by (seed, epoch, image).
 
-    Items are asked for by (epoch, i); they add affine (2, 3) and the caption's tokens and ids.
+    Items are asked for by (epoch, i); they add the caption's tokens and ids and, as far as there is
+    augmentation, affine (2, 3) and colour (2, 3).
     """
 
-    def __init__(self, image_set, records, augment, drop_graphs, seed, context_length=77):
+    def __init__(self, image_set, records, definition, augment, drop_graphs, seed):
         self.image_set, self.augment, self.seed = image_set, augment, seed
-        self.drop_graphs = drop_graphs
+        self.n_px, self.drop_graphs = definition["image_size"], drop_graphs
         captions = [caption for record in records for caption in record.captions]
         self.first = np.cumsum([0] + [len(record.captions) for record in records])
-        self.tokens = clip.tokenize(captions, context_length)  # (captions, context_length)
+        length = definition["text"]["context_length"]
+        self.tokens = clip.tokenize(captions, length)  # (captions, length)
         forms = {}
         ids = [forms.setdefault(normal_form(caption), len(forms)) for caption in captions]
         self.text_ids = torch.tensor(ids)
@@ -167,11 +166,15 @@ class TrainingSet(Dataset):
         rng = np.random.default_rng((self.seed, epoch, i))
         own = range(self.first[i], self.first[i + 1])
         caption = own[int(rng.integers(len(own)))]
-        affine = draw_affine(rng, self.augment)
         graph = rng.random() >= self.drop_graphs
+        affine = draw_affine(rng, self.augment) if set(self.augment) - {"colour"} else None
+        item = self.image_set.item(i, affine, graph)
+        if affine is not None:
+            item["affine"] = torch.from_numpy(affine).float()
+        if "colour" in self.augment:
+            item["colour"] = torch.from_numpy(draw_colour(rng)).float()
         return {
-            **self.image_set.item(i, affine, graph),
-            "affine": torch.from_numpy(affine).float(),
+            **item,
             "text": self.tokens[caption],
             "text_id": self.text_ids[caption],
             "caption_ids": self.text_ids[own.start : own.stop],
@@ -196,7 +199,8 @@ def collate(items):
     """Stack items; texts are cut after the longest, caption ids padded with -1 to (B, C)."""
     batch = {
         key: torch.stack([item[key] for item in items])
-        for key in ("image", "nodes", "adjacency", "mask", "affine", "text_id")
+        for key in ("image", "nodes", "adjacency", "mask", "affine", "colour", "text_id")
+        if key in items[0]
     }
     batch["index"] = torch.tensor([item["index"] for item in items])
     batch["text"] = trim(torch.stack([item["text"] for item in items]))
@@ -250,12 +254,11 @@ class RetrievalData:
         """The split's ImageSet, in the order of its records; prints what is missing."""
         records, options = self.records(split), self.options
         found = [images.find_image(record.name, self.index, self.root) for record in records]
-        absent = [r.name for r, path in zip(records, found, strict=True) if path is None]
-        _fail_on(absent, f"images of split '{split}' are not below {self.root}")
         every = [path for paths in self.index.values() for path in paths]
         matched = match_detections(every, self.det_json) if self.det_json.is_dir() else {}
         result = ImageSet(
-            [self.root / path for path in found],
+            # A name that fits no file stays as it is, to be reported with the unreadable ones.
+            [self.root / (p or r.name) for p, r in zip(found, records, strict=True)],
             [matched.get(path) for path in found],
             n_px,
             vocabulary,

@@ -16,6 +16,7 @@ Sizes in the shapes below: I images, T caption rows, U distinct texts, Q queries
 import argparse
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +116,11 @@ def _check(scores, text_to_image):
         raise ValueError(f"{len(without)} images have no caption, the first: {min(without)}")
 
 
+def _mean(values):
+    """Exactly rounded, so that the order of the values does not matter."""
+    return math.fsum(values) / len(values)
+
+
 def metrics(image_to_text, text_to_image, ks=KS):
     """Recalls in percent with bounds, mR, mean and median of the expected ranks, as a dict."""
     result = {}
@@ -124,9 +130,9 @@ def metrics(image_to_text, text_to_image, ks=KS):
     ):
         if max(ks) > gallery:
             raise ValueError(f"R@{max(ks)} {name}: the gallery has only {gallery} items")
-        recalls = {f"R@{k}": [100 * float(r.mean()) for r in ranks.recall(k)] for k in ks}
+        recalls = {f"R@{k}": [100 * _mean(r) for r in ranks.recall(k)] for k in ks}
         result[name] = {key: values[1] for key, values in recalls.items()}
-        result[name]["mean_rank"] = float(ranks.expected().mean())
+        result[name]["mean_rank"] = _mean(ranks.expected())
         result[name]["median_rank"] = float(np.median(ranks.expected()))
         result[name]["pessimistic"] = {key: values[0] for key, values in recalls.items()}
         result[name]["optimistic"] = {key: values[2] for key, values in recalls.items()}

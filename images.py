@@ -55,7 +55,8 @@ def open_image(path):
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in _EIGHT_BIT:
+            # PIL reads 16 bits a colour as RGB and keeps the upper eight.
+            if image.mode not in _EIGHT_BIT or ";16" in str(image.tile):
                 raise ValueError(f"{path}: mode {image.mode}; convert it to 8 bits a channel")
             return image.convert("RGB")
     except FileNotFoundError:

@@ -60,6 +60,8 @@ def read_queries(arguments):
         if os.path.isfile(argument):
             lines = Path(argument).read_text(encoding="utf-8-sig").splitlines()
             queries += [line.strip() for line in lines if line.strip()]
+        elif argument.endswith(".txt"):
+            raise ValueError(f"--queries {argument}: no such file")
         elif argument.strip():
             queries.append(argument.strip())
     if not queries:
@@ -69,7 +71,7 @@ def read_queries(arguments):
 
 def matrix_lines(scores):
     """The matrix (queries, images) as published, each query's best image marked with *."""
-    best = scores.argmax(dim=1)
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, 0]
     head = "".join(f"{f'Img{i + 1}':>8s}" for i in range(scores.shape[1]))
     lines = ["Similarity Score Matrix (Text-Image):", f"{'':10s}{head}"]
     for q, row in enumerate(scores):
@@ -82,7 +84,8 @@ def matrix_lines(scores):
 
 def ranking(scores, names, queries, top_k):
     """For each query its best images: [{"query", "images": [{"image", "score"}]}]."""
-    values, indices = scores.topk(min(top_k, len(names)), dim=1)
+    values, indices = scores.sort(dim=1, descending=True, stable=True)
+    values, indices = values[:, :top_k], indices[:, :top_k]
     return [
         {
             "query": query,
@@ -138,15 +141,15 @@ def main(arguments=None):
         raise ValueError(f"{options.checkpoint}: the model gives scores that are not finite")
 
     names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    top_k = options.top_k or (10 if len(names) > WIDEST else 0)
+    ranked = ranking(scores, names, queries, top_k or 1)
     if len(names) <= WIDEST:
         print("\n".join(matrix_lines(scores)))
         print("\nImages, and queries with their best match (*):")
         for i, name in enumerate(names):
             print(f"  Img{i + 1}: {name}")
         for q, query in enumerate(queries):
-            print(f"  Query {q + 1}: {query} -> {names[scores[q].argmax()]}")
-    top_k = options.top_k or (10 if len(names) > WIDEST else 0)
-    ranked = ranking(scores, names, queries, top_k or 1)
+            print(f"  Query {q + 1}: {query} -> {ranked[q]['images'][0]['image']}")
     for entry in ranked if top_k else []:
         print(f"\n{entry['query']}")
         for place, hit in enumerate(entry["images"], start=1):

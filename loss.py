@@ -7,6 +7,8 @@ that a sentence which also fits another image of the batch is not pushed away fr
 Sizes in the shapes below: B pairs, E the embedding width, C captions of an image (padded).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -65,6 +67,12 @@ def info_nce(scores, positives, logit_scale):
     logits = logits.masked_fill(_beside_diagonal(positives), float("-inf"))
     target = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def keep_learnable(logit_scale):
+    """Pull the parameter back below its bound, in place: beyond it there is no gradient to."""
+    with torch.no_grad():
+        logit_scale.clamp_(max=math.log(MAX_SCALE) - 1e-4)
 
 
 def batch_loss(image_features, text_features, logit_scale, positives, options):

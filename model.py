@@ -171,6 +171,14 @@ def save_checkpoint(path, model, definition, labels, options, **state):
         temporary.unlink(missing_ok=True)
 
 
+def read_weights(path):
+    """torch.load without code, on the CPU; raises ValueError that names the file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises EOFError, KeyError, RuntimeError, UnpicklingError ...
+        raise ValueError(f"{path}: not readable as weights ({error!r})") from None
+
+
 def load_checkpoint(path, device="cpu"):
     """Rebuild a model from a checkpoint alone.
 
@@ -180,12 +188,15 @@ def load_checkpoint(path, device="cpu"):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; train one first: python train.py")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_weights(path)
     fields = {"weights", "definition", "labels", "options"}
     if not isinstance(checkpoint, dict) or not fields <= set(checkpoint):
         raise ValueError(
             f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(fields)}"
         )
     model = build(checkpoint["definition"], checkpoint["labels"], checkpoint["options"])
-    model.load_state_dict(checkpoint["weights"])
+    try:
+        model.load_state_dict(checkpoint["weights"])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: weights and definition do not fit: {error}") from None
     return model.to(device).eval(), checkpoint

@@ -1,7 +1,7 @@
 """Train FG-CROSS.
 
     python train.py                                             # synthetic scenes, minutes on a CPU
-    python train.py --dataset ucm --data-root DIR --model medium --epochs 30
+    python train.py --dataset ucm --data-root DIR --precision bf16 --epochs 60
     python train.py --dataset rsitmd --data-root DIR --clip ViT-B/32      # fine-tune a CLIP
 
 Writes `best_model.pth` (best mR on the validation split), `last.pth` and `log.jsonl`, a line an
@@ -16,17 +16,18 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import clip
-from augment import augmented
+from augment import augmented, stored_size
 from clip_gcn_image_feature_integration import pick_device
 from dataloader import RetrievalData, TrainingSet, add_data_options, augmentations
-from evaluate import evaluate
-from loss import add_loss_options, batch_loss, positive_mask
+from evaluate import KS, evaluate
+from loss import add_loss_options, batch_loss, keep_learnable, positive_mask
 from model import add_model_options, build, read_definition, save_checkpoint
 from V_Graph import read_labels
 
@@ -141,18 +142,30 @@ def set_training_mode(model, train):
         model.visual.eval()
 
 
-def train_one_epoch(model, data, batches, optimizer, schedule, scaler, precision, options, epoch):
+class Learner(NamedTuple):
+    """What a training step needs and changes."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler  # does nothing but in fp16
+    precision: torch.dtype
+
+
+def train_one_epoch(learner, train_set, batches, options, epoch):
     """One pass over the training images; returns the mean loss.
 
     Raises FloatingPointError with step, learning rate and image names where the loss is not finite.
     """
+    model, optimizer, schedule, scaler, precision = learner
     set_training_mode(model, options["train"])
     device, total = model.logit_scale.device, 0.0
     bar = tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False)
     for step, batch in enumerate(bar):
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
-        pixels = augmented(batch["image"], batch["affine"])
+        moves = batch.get("affine"), batch.get("colour")
+        pixels = augmented(clip.normalize(batch["image"]), train_set.n_px, *moves)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             image_features, text_features = model(
                 pixels, batch["nodes"], batch["adjacency"], batch["mask"], batch["text"]
@@ -160,7 +173,7 @@ def train_one_epoch(model, data, batches, optimizer, schedule, scaler, precision
         loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
         if not torch.isfinite(loss):
             rates = ", ".join(f"{group['lr']:.2e}" for group in optimizer.param_groups)
-            names = ", ".join(data.names(batch["index"].tolist()))
+            names = ", ".join(train_set.image_set.names(batch["index"].tolist()))
             raise FloatingPointError(
                 f"loss {loss.item()} in epoch {epoch}, step {step}, learning rates {rates}; lower "
                 f"them or use --precision fp32. Images of the batch: {names}"
@@ -172,13 +185,47 @@ def train_one_epoch(model, data, batches, optimizer, schedule, scaler, precision
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
+        keep_learnable(model.logit_scale)
         total += loss.item()
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return total / len(batches)
 
 
+def read_data(options, out, definition, vocabulary):
+    """RetrievalData, TrainingSet, validation ImageSet; writes down a validation split it drew."""
+    data = RetrievalData(options)
+    data.report()
+    if data.drawn_split:
+        text = json.dumps(data.drawn_split, indent=1)
+        (out / "split.json").write_text(text + "\n", encoding="utf-8")
+    augment, n_px = options["augment"], definition["image_size"]
+    images = data.images("train", stored_size(n_px, augment), vocabulary)
+    how = augment, options["drop_graphs"], options["seed"]
+    train_set = TrainingSet(images, data.records("train"), definition, *how)
+    val_images = data.images("val", n_px, vocabulary)
+    if len(val_images) < max(KS):
+        raise ValueError(f"{len(val_images)} validation images; R@{max(KS)} needs {max(KS)}")
+    return data, train_set, val_images
+
+
+def log_line(epoch, loss, result, learner, train_seconds, val_seconds):
+    """What log.jsonl keeps of an epoch."""
+    return {
+        "epoch": epoch,
+        "loss": loss,
+        "val_mR": result["mR"],
+        "val_image_to_text": result["image_to_text"],
+        "val_text_to_image": result["text_to_image"],
+        "logit_scale": learner.model.logit_scale.exp().item(),
+        "lr": [group["lr"] for group in learner.optimizer.param_groups],
+        "train_seconds": train_seconds,
+        "val_seconds": val_seconds,
+    }
+
+
 def main(arguments=None):
     options = parse(arguments)
+    options["augment"] = augmentations(options)
     print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
     keep_freed_memory()
     random.seed(options["seed"])
@@ -189,81 +236,47 @@ def main(arguments=None):
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
 
-    data = RetrievalData(options)
-    data.report()
-    if data.drawn_split:
-        text = json.dumps(data.drawn_split, indent=1)
-        (out / "split.json").write_text(text + "\n", encoding="utf-8")
     vocabulary = read_labels(options["labels"])
     definition, model = start_model(options, vocabulary.lines)
-    n_px, length = definition["image_size"], definition["text"]["context_length"]
-    train_images = data.images("train", n_px, vocabulary)
-    val_images = data.images("val", n_px, vocabulary)
-    train_set = TrainingSet(
-        train_images,
-        data.records("train"),
-        augmentations(options),
-        options["drop_graphs"],
-        options["seed"],
-        length,
-    )
-
+    data, train_set, val_images = read_data(options, out, definition, vocabulary)
     model.to(device)
     freeze(model, options["train"])
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{learning:,} of {sum(p.numel() for p in model.parameters()):,} parameters train, "
-          f"{device}, {str(precision).removeprefix('torch.')}")  # fmt: skip
+    total = sum(p.numel() for p in model.parameters())
+    print(f"{learning:,} of {total:,} parameters train, {device}, {precision}")
+
+    batch_size, workers, epochs = options["batch_size"], options["workers"], options["epochs"]
+    loading = batch_size, workers, device.type == "cuda"
     optimizer = make_optimizer(model, options)
-    loading = {"workers": options["workers"], "pin_memory": device.type == "cuda"}
-    steps = len(train_set.batches(0, options["batch_size"]))
-    schedule = make_schedule(optimizer, steps * options["epochs"])
+    schedule = make_schedule(optimizer, epochs * len(train_set.batches(0, *loading)))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    learner = Learner(model, optimizer, schedule, scaler, precision)
 
     best, best_epoch, begin = -1.0, 0, time.perf_counter()
-    log = open(out / "log.jsonl", "w", encoding="utf-8")  # noqa: SIM115
-    for epoch in range(1, options["epochs"] + 1):
-        start = time.perf_counter()
-        batches = train_set.batches(epoch, options["batch_size"], **loading)
-        loss = train_one_epoch(
-            model, train_images, batches, optimizer, schedule, scaler, precision, options, epoch
-        )
-        trained = time.perf_counter()
-        result = evaluate(
-            model,
-            val_images,
-            data.records("val"),
-            device,
-            options["batch_size"],
-            options["workers"],
-        )
-        state = {"epoch": epoch, "best_score": max(best, result["mR"])}
-        state["origin"] = data.annotations.origin
-        saved = (model, definition, vocabulary.lines, options)
-        save_checkpoint(out / "last.pth", *saved, **state)
-        if result["mR"] > best:
-            best, best_epoch = result["mR"], epoch
-            save_checkpoint(out / "best_model.pth", *saved, **state)
-        line = {
-            "epoch": epoch,
-            "loss": loss,
-            "val_mR": result["mR"],
-            "val_image_to_text": result["image_to_text"],
-            "val_text_to_image": result["text_to_image"],
-            "logit_scale": model.logit_scale.exp().item(),
-            "lr": [group["lr"] for group in optimizer.param_groups],
-            "train_seconds": trained - start,
-            "val_seconds": time.perf_counter() - trained,
-        }
-        log.write(json.dumps(line) + "\n")
-        log.flush()
-        print(
-            f"epoch {epoch:3d} | loss {loss:8.4f} | val mR {result['mR']:5.1f} | best {best:5.1f} "
-            f"| {trained - start:5.1f} s + {line['val_seconds']:.1f} s"
-        )
-        if epoch - best_epoch >= options["patience"]:
-            print(f"stopped: no better validation mR for {options['patience']} epochs")
-            break
-    log.close()
+    with open(out / "log.jsonl", "w", encoding="utf-8") as log:
+        for epoch in range(1, epochs + 1):
+            start = time.perf_counter()
+            batches = train_set.batches(epoch, *loading)
+            loss = train_one_epoch(learner, train_set, batches, options, epoch)
+            trained = time.perf_counter()
+            result = evaluate(model, val_images, data.records("val"), device, batch_size, workers)
+            better, best = result["mR"] > best, max(best, result["mR"])
+            state = {"epoch": epoch, "best_score": best, "origin": data.annotations.origin}
+            saved = (model, definition, vocabulary.lines, options)
+            save_checkpoint(out / "last.pth", *saved, **state)
+            if better:
+                best_epoch = epoch
+                save_checkpoint(out / "best_model.pth", *saved, **state)
+            seconds = trained - start, time.perf_counter() - trained
+            log.write(json.dumps(log_line(epoch, loss, result, learner, *seconds)) + "\n")
+            log.flush()
+            print(
+                f"epoch {epoch:3d} | loss {loss:8.4f} | val mR {result['mR']:5.1f} | "
+                f"best {best:5.1f} | {seconds[0]:5.1f} s + {seconds[1]:.1f} s"
+            )
+            if epoch - best_epoch >= options["patience"]:
+                print(f"stopped: no better validation mR for {options['patience']} epochs")
+                break
     seconds = time.perf_counter() - begin
     print(f"best validation mR {best:.1f} in epoch {best_epoch}, {seconds:.0f} s; {out}")
     return best

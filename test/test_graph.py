@@ -295,7 +295,7 @@ def test_aliases_and_spellings_share_the_slot_of_their_line(slot):
     for alias in VOCABULARY.lines[slot].split(","):
         words = alias.split()
         spellings = [alias, alias.upper(), alias.title(), f"  {alias} "]
-        spellings += [joint.join(words) for joint in (" ", "-", "_", "", "  ")]
+        spellings += [joint.join(words) for joint in (" ", "-", "_", "", "  ", "\t")]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert {vocabulary.slot(spelling) for spelling in spellings} == {slot}

@@ -28,6 +28,20 @@ def full_precision(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+@pytest.fixture
+def random_model(tiny_model):
+    """tiny_model with random biases: zeros, as they start, would hide what padding does."""
+
+    def build(**changes):
+        network = tiny_model(**changes)
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(parameter, std=0.2)
+        return network
+
+    return build
+
+
 def tolerance(device):
     return 1e-6 if device.type == "cpu" else 1e-5
 
@@ -118,8 +132,8 @@ def test_names_and_shapes_are_those_of_the_published_code(tiny_model):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_batch_mates_size_and_order_change_nothing(tiny_model, device, fusion):
-    network = tiny_model(fusion=fusion).to(device)
+def test_batch_mates_size_and_order_change_nothing(random_model, device, fusion):
+    network = random_model(fusion=fusion).to(device)
     image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
     together = embed(network, image, graph)
     for i in range(len(COUNTS)):
@@ -132,15 +146,15 @@ def test_batch_mates_size_and_order_change_nothing(tiny_model, device, fusion):
     assert largest(together[[0, 2]], pairs) <= tolerance(device)
 
 
-def test_embeddings_have_unit_length_and_differ(tiny_model, device):
-    together = embed(tiny_model().to(device), pixels(5, device), graphs(COUNTS, device))
+def test_embeddings_have_unit_length_and_differ(random_model, device):
+    together = embed(random_model().to(device), pixels(5, device), graphs(COUNTS, device))
     assert largest(together.norm(dim=-1), torch.ones(5, device=device)) <= 1e-6
     assert torch.pdist(together).min() > 1e-3
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_order_of_objects_changes_nothing(tiny_model, device, fusion):
-    network = tiny_model(fusion=fusion).to(device)
+def test_order_of_objects_changes_nothing(random_model, device, fusion):
+    network = random_model(fusion=fusion).to(device)
     image = pixels(len(COUNTS), device)
     sorted_ = embed(network, image, graphs(COUNTS, device))
     shuffled = embed(network, image, graphs(COUNTS, device, shuffled=True))
@@ -148,16 +162,16 @@ def test_order_of_objects_changes_nothing(tiny_model, device, fusion):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_padding_changes_nothing(tiny_model, device, fusion):
-    network = tiny_model(fusion=fusion).to(device)
+def test_padding_changes_nothing(random_model, device, fusion):
+    network = random_model(fusion=fusion).to(device)
     image = pixels(len(COUNTS), device)
     narrow = embed(network, image, graphs(COUNTS, device))
     wide = embed(network, image, graphs(COUNTS, device, max_objects=50))
     assert largest(narrow, wide) <= tolerance(device)
 
 
-def test_what_stands_in_the_padding_changes_nothing(tiny_model):
-    network, image = tiny_model(), pixels(len(COUNTS))
+def test_what_stands_in_the_padding_changes_nothing(random_model):
+    network, image = random_model(), pixels(len(COUNTS))
     nodes, adjacency, mask = graphs(COUNTS)
     filled = torch.where(mask[..., None], nodes, 7.0)
     both = mask[:, :, None] & mask[:, None, :]
@@ -167,8 +181,8 @@ def test_what_stands_in_the_padding_changes_nothing(tiny_model):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_exchanged_graphs_change_their_images_and_no_other(tiny_model, device, fusion):
-    network = tiny_model(fusion=fusion).to(device)
+def test_exchanged_graphs_change_their_images_and_no_other(random_model, device, fusion):
+    network = random_model(fusion=fusion).to(device)
     image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
     before = embed(network, image, graph)
     after = embed(network, image, [part[[2, 1, 0, 3, 4]] for part in graph])
@@ -178,8 +192,8 @@ def test_exchanged_graphs_change_their_images_and_no_other(tiny_model, device, f
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_edges_change_embeddings(tiny_model, fusion):
-    network, image = tiny_model(fusion=fusion), pixels(len(COUNTS))
+def test_edges_change_embeddings(random_model, fusion):
+    network, image = random_model(fusion=fusion), pixels(len(COUNTS))
     nodes, adjacency, mask = graphs(COUNTS)
     change = embed(network, image, (nodes, adjacency, mask)) - embed(
         network, image, (nodes, torch.zeros_like(adjacency), mask)
@@ -189,24 +203,23 @@ def test_edges_change_embeddings(tiny_model, fusion):
     assert change[~linked].abs().max() <= 1e-6
 
 
-def test_the_number_of_like_objects_counts(tiny_model):
-    network, image = tiny_model(), pixels(1)
-    slots, boxes = np.zeros(4, int), np.tile([[9, 9, 5, 5, 0, 0.5]], (4, 1))
-    boxes[:, 0] += 300 * np.arange(4)  # too far apart for edges that matter
-    vectors = []
-    for count in (2, 4):
-        arrays = arrays_from_boxes(slots[:count], boxes[:count], (1200, 900), 20, len(LABELS))
+def test_the_number_of_like_objects_counts(random_model):
+    network, image = random_model(), pixels(1)
+    embeddings = []
+    for count in (2, 4):  # all of them alike, so that their mean is the same
+        slots, boxes = np.zeros(count, int), np.tile([[9, 9, 5, 5, 0, 0.5]], (count, 1))
+        arrays = arrays_from_boxes(slots, boxes, (640, 480), MAX_OBJECTS, len(LABELS))
         graph = [torch.from_numpy(part)[None] for part in arrays[:3]]
-        vectors.append(embed(network, image, graph))
-    assert largest(*vectors) > 1e-4
+        embeddings.append(embed(network, image, graph))
+    assert largest(*embeddings) > 1e-3
 
 
 # ------------------------------------------------------------------ fusion
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_an_image_without_objects_keeps_its_clip_embedding(tiny_model, device, fusion):
-    network = tiny_model(fusion=fusion, image_encoder_ratio=(0.3, 0.9)).to(device)
+def test_an_image_without_objects_keeps_its_clip_embedding(random_model, device, fusion):
+    network = random_model(fusion=fusion, image_encoder_ratio=(0.3, 0.9)).to(device)
     image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
     with torch.no_grad():
         pure = F.normalize(network.encode_image(image), dim=-1)
@@ -216,10 +229,10 @@ def test_an_image_without_objects_keeps_its_clip_embedding(tiny_model, device, f
     assert (fused - pure)[others].abs().amax(dim=-1).min() > 1e-3
 
 
-def test_sum_weighs_the_branches_by_the_ratio(tiny_model):
+def test_sum_weighs_the_branches_by_the_ratio(random_model):
     image, graph = pixels(len(COUNTS)), graphs(COUNTS)
     for ratio in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.2, 0.6)):
-        network = tiny_model(image_encoder_ratio=ratio)
+        network = random_model(image_encoder_ratio=ratio)
         image_features, graph_features, fused = unit_branches(network, image, graph)
         expected = F.normalize(ratio[0] * image_features + ratio[1] * graph_features, dim=-1)
         expected[WITHOUT] = image_features[WITHOUT]
@@ -227,8 +240,8 @@ def test_sum_weighs_the_branches_by_the_ratio(tiny_model):
 
 
 @pytest.mark.parametrize(("bias", "branch"), [(-50.0, 0), (50.0, 1)], ids=["CLIP", "graph"])
-def test_the_gate_reaches_from_one_branch_to_the_other(tiny_model, bias, branch):
-    network = tiny_model(fusion="gate")
+def test_the_gate_reaches_from_one_branch_to_the_other(random_model, bias, branch):
+    network = random_model(fusion="gate")
     nn.init.zeros_(network.gate.weight)
     nn.init.constant_(network.gate.bias, bias)
     *branches, fused = unit_branches(network, pixels(len(COUNTS)), graphs(COUNTS))
@@ -236,8 +249,8 @@ def test_the_gate_reaches_from_one_branch_to_the_other(tiny_model, bias, branch)
     assert largest(fused[others], branches[branch][others]) <= 1e-6
 
 
-def test_the_gate_differs_between_images(tiny_model):
-    network = tiny_model(fusion="gate")
+def test_the_gate_differs_between_images(random_model):
+    network = random_model(fusion="gate")
     nn.init.normal_(network.gate.weight)
     a, b, fused = unit_branches(network, pixels(len(COUNTS)), graphs(COUNTS))
     # Fused is (1 - s) a + s b at unit length: its products with a and b give s / (1 - s).
@@ -249,8 +262,8 @@ def test_the_gate_differs_between_images(tiny_model):
     assert odds[others].log().std() > 0.1
 
 
-def test_without_graph_the_model_is_clip(tiny_model, tiny_definition, device):
-    network = tiny_model(graph="none").to(device)
+def test_without_graph_the_model_is_clip(random_model, tiny_definition, device):
+    network = random_model(graph="none").to(device)
     plain = CLIP(tiny_definition)
     assert [n for n, _ in network.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert not network.new_parameters()
@@ -265,8 +278,8 @@ def test_without_graph_the_model_is_clip(tiny_model, tiny_definition, device):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_new_parameters_are_those_that_clip_lacks(tiny_model, tiny_definition, fusion):
-    network = tiny_model(fusion=fusion)
+def test_new_parameters_are_those_that_clip_lacks(random_model, tiny_definition, fusion):
+    network = random_model(fusion=fusion)
     names = {name for name, _ in network.named_parameters()}
     assert network.new_parameters() == names - set(CLIP(tiny_definition).state_dict())
     roots = {name.split(".")[0] for name in network.new_parameters()}
@@ -349,10 +362,12 @@ def test_a_checkpoint_alone_rebuilds_an_equal_model(
     torch.manual_seed(1)
     again, checkpoint = load_checkpoint(path, device)
     image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
-    assert torch.equal(embed(network, image, graph), embed(again, image, graph))
+    # CUDA may choose another algorithm; the CPU gives the same bits.
+    allowed = 0 if device.type == "cpu" else 1e-6
+    assert largest(embed(network, image, graph), embed(again, image, graph)) <= allowed
     text = clip.tokenize(["a ship", "two planes"]).to(device)
     with torch.no_grad():
-        assert torch.equal(network.encode_text(text), again.encode_text(text))
+        assert largest(network.encode_text(text), again.encode_text(text)) <= allowed
     assert torch.equal(network.logit_scale, again.logit_scale)
     assert not again.training
     assert (again.graph, again.fusion) == (chosen["graph"], chosen["fusion"])
