@@ -14,8 +14,7 @@ import argparse
 import json
 import math
 import warnings
-from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import networkx as nx
@@ -63,7 +62,12 @@ def _fold(name):
 
 def read_labels(path=LABELS):
     """The vocabulary in a file like `det_json/labels.txt`."""
-    return Vocabulary(Path(path).read_text(encoding="utf-8-sig").splitlines())
+    try:
+        return Vocabulary(Path(path).read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not readable as a label file; check --labels ({error})"
+        ) from None
 
 
 # ------------------------------------------------------------------ files
@@ -88,7 +92,7 @@ def _check(entry, fail):
         if not _number(value):
             fail(f"bbox {name}", "a number below 1e9 in size", value)
     if min(box[2:4]) < 1e-6:
-        fail("bbox w, h", "sizes above 0 pixels", box[2:4])
+        fail("bbox w, h", "sizes above 0, at least 1e-6 pixels", box[2:4])
     if not 0 <= box[5] <= 1:
         fail("score", "a number in [0, 1], the last of bbox", box[5])
     return {"label": label, "bbox": [float(value) for value in box]}
@@ -117,41 +121,13 @@ def load_detections(path):
     return detections
 
 
-def match_detections(images, folder):
-    """Find each image's detection file: {image path: Path or None}, relative paths with `/`.
-
-    `a/b.tif` has `a/b.json`; failing that, the path with leading folders taken off, down to the
-    bare stem, as long as no other image has the same claim. Raises ValueError where two images
-    would share a file, so that no image gets another's graph.
-    """
-    folder = Path(folder)
-    files = {p.relative_to(folder).as_posix()[:-5] for p in sorted(folder.rglob("*.json"))}
-    stems = {image: PurePosixPath(image).with_suffix("").as_posix() for image in images}
-    taken = {stem for stem in stems.values() if stem in files}
-    found, claims = {}, defaultdict(list)
-    for image, stem in stems.items():
-        parts = PurePosixPath(stem).parts
-        tails = ("/".join(parts[i:]) for i in range(len(parts)))
-        tail = next((t for t in tails if t in files and (t == stem or t not in taken)), None)
-        found[image] = None if tail is None else folder / f"{tail}.json"
-        if tail is not None:
-            claims[tail].append(image)
-    for tail, images in claims.items():
-        if len(images) > 1:
-            raise ValueError(
-                f"{folder / tail}.json fits {images[0]} and {images[1]}: "
-                "put detections into folders like the images'"
-            )
-    return found
-
-
 # ------------------------------------------------------------------ graphs
 
 
-def _distances(boxes, image_size):
-    """Centre distances (N, N) as fractions of the image diagonal."""
+def _distances(boxes):
+    """Distances of the centres in pixels, (N, N)."""
     steps = boxes[:, None, :2] - boxes[None, :, :2]  # (N, N, 2)
-    return np.sqrt((steps**2).sum(-1)) / math.hypot(*image_size)
+    return np.sqrt((steps**2).sum(-1))
 
 
 def build_graph(detections, image_size):
@@ -167,7 +143,7 @@ def build_graph(detections, image_size):
         area = w * h / (image_size[0] * image_size[1])
         graph.add_node(i, label=detection["label"], box=tuple(box), area=area, score=score)
     boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
-    distances = _distances(boxes, image_size)
+    distances = _distances(boxes) / math.hypot(*image_size)
     for i in range(len(boxes)):
         for j in range(i + 1, len(boxes)):
             x, y = boxes[j, :2] - boxes[i, :2]
@@ -219,7 +195,7 @@ def arrays_from_boxes(slots, boxes, image_size, max_objects, labels):
     for i, column in enumerate(columns):
         nodes[:n, labels + i] = column
     adjacency = np.zeros((max_objects, max_objects), dtype=np.float32)
-    adjacency[:n, :n] = np.exp(_distances(boxes, image_size) / -REACH)
+    adjacency[:n, :n] = np.exp(_distances(boxes) / (-REACH * math.hypot(*image_size)))
     np.fill_diagonal(adjacency, 0)
     return GraphArrays(nodes, adjacency, np.arange(max_objects) < n, dropped)
 
@@ -261,8 +237,7 @@ def build_matrices(path, rule="class"):
         slots = np.arange(len(detections))
     boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
     areas = boxes[:, 2] * boxes[:, 3] * np.abs(boxes[:, 5])
-    steps = boxes[:, None, :2] - boxes[None, :, :2]
-    distances = np.sqrt((steps**2).sum(-1))
+    distances = _distances(boxes)
     inverse = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
     members = np.eye(SLOTS)[slots]  # (n, 20)
     adjacency = members.T @ inverse @ members
@@ -304,6 +279,7 @@ def main(arguments=None):
         adjacency, degree = build_matrices(options.detections, rule)
         print(f"published rule '{rule}': adjacency sum {adjacency.sum():.4f}, {adjacency.shape}")
     if options.draw:
+        Path(options.draw).parent.mkdir(parents=True, exist_ok=True)
         images.draw_graph(image, graph).save(options.draw)
         print(f"drawn to {options.draw}")
 

@@ -48,7 +48,8 @@ def _group(pairs, blank, empty):
     return [Record(name, tuple(texts)) for name, texts in captions.items() if texts]
 
 
-def _text(path):
+def read_text(path):
+    """A text file in UTF-8, with or without byte-order mark; ValueError names the file."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -57,14 +58,14 @@ def _text(path):
 
 def _json(path):
     try:
-        return json.loads(_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: expected JSON: {error}") from None
 
 
 def _lines(path):
     """Lines of a text file, without the newline; UTF-8 with or without byte-order mark."""
-    text = _text(path)
+    text = read_text(path)
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -108,7 +109,10 @@ def _read_karpathy(path):
         name, split = _field(image, "filename", str, place), _field(image, "split", str, place)
         if image.get("filepath"):
             name = f"{_field(image, 'filepath', str, place)}/{name}"
-        for j, sentence in enumerate(_field(image, "sentences", list, place)):
+        sentences = _field(image, "sentences", list, place)
+        if not sentences:
+            pairs.setdefault(split, []).append((name, "", f"{path.name}: {name}, no sentence"))
+        for j, sentence in enumerate(sentences):
             raw = _field(sentence, "raw", str, f"{place}, sentence {j}")
             pairs.setdefault(split, []).append((name, raw, f"{path.name}: {name}, sentence {j}"))
     blank, empty = [], []

@@ -20,6 +20,7 @@ from towers import CLIP
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+_SIZES = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives, no weights
 _OPENAI_NAMES = {
     "ViT-B/32": "ViT-B-32",
     "ViT-B/16": "ViT-B-16",
@@ -30,18 +31,19 @@ _OPENAI_NAMES = {
 }
 
 
-_SIZES = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's archives, no weights
-
-
 def available_models():
     """OpenAI's names that `load` takes, each for the weights `models/<name>.pt`."""
     return list(_OPENAI_NAMES)
 
 
+def _to_rgb(image):
+    return image.convert("RGB")
+
+
 def resize_and_crop(n_px):
-    """Transform of a PIL image: short side to n_px, bicubic, then the centre square."""
+    """Transform of a PIL image: RGB, short side to n_px, bicubic, then the centre square."""
     resize = transforms.Resize(n_px, interpolation=InterpolationMode.BICUBIC)
-    return transforms.Compose([resize, transforms.CenterCrop(n_px)])
+    return transforms.Compose([_to_rgb, resize, transforms.CenterCrop(n_px)])
 
 
 def normalize(images):
@@ -51,7 +53,7 @@ def normalize(images):
 
 
 def preprocess(n_px):
-    """CLIP's preprocessing: PIL RGB image to a normalised (3, n_px, n_px) tensor."""
+    """CLIP's preprocessing: PIL image to a normalised (3, n_px, n_px) tensor."""
     return transforms.Compose([resize_and_crop(n_px), transforms.PILToTensor(), normalize])
 
 
@@ -92,16 +94,16 @@ def tokenize(texts, context_length=77, truncate=True):
     return result
 
 
-def _definition_of(weights):
-    """The definition in `models/` whose shapes are those of a state dict, or None."""
+def _definitions_of(weights):
+    """The definitions in `models/` whose shapes are those of a state dict."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in definition_names():
-        definition = read_definition(name)
+    matches = []
+    for definition in map(read_definition, definition_names()):
         with torch.device("meta"):  # shapes only, no memory
             expected = CLIP(definition).state_dict()
         if shapes == {key: tuple(tensor.shape) for key, tensor in expected.items()}:
-            return definition
-    return None
+            matches.append(definition)
+    return matches
 
 
 def load(name_or_path, device="cpu"):
@@ -135,13 +137,17 @@ def load(name_or_path, device="cpu"):
     if not isinstance(weights, dict) or not all(torch.is_tensor(t) for t in weights.values()):
         raise ValueError(f"{path}: expected a plain state dict, a dict of tensors")
     weights = {name: tensor for name, tensor in weights.items() if name not in _SIZES}
-    definition = _definition_of(weights)
-    if definition is None:
+    matches = _definitions_of(weights)
+    if len(matches) > 1:
+        names = ", ".join(definition["name"] for definition in matches)
+        raise ValueError(f"{path}: the shapes fit {names} alike; keep one of them in {MODELS}")
+    if not matches:
         shapes = "\n".join(f"  {key} {tuple(tensor.shape)}" for key, tensor in weights.items())
         raise ValueError(
             f"{path}: the shapes fit none of {', '.join(definition_names())} "
             f"in OpenAI's naming:\n{shapes}"
         )
+    definition = matches[0]
     model = CLIP(definition)
     model.load_state_dict(weights)
     model.definition = definition

@@ -9,7 +9,6 @@ that no embedding depends on its batch mates, and exits with 1 where one of thes
 """
 
 import argparse
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,23 +19,34 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import clip
-from dataloader import ImageSet, trim
-from images import is_image
+from dataloader import ImageSet, require_readable, trim
+from images import is_image, match_detections
 from model import load_checkpoint
-from V_Graph import Vocabulary, match_detections
+from V_Graph import Vocabulary
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
-TOLERANCE = 1e-6  # between two batches of one image, on unit features
+TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
+
+
+def add_device_options(parser, batch_size):
+    """Where and in what portions a script computes."""
+    option = parser.add_argument_group("device").add_argument
+    # fmt: off
+    option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any")
+    option("--batch-size", type=int, default=batch_size, help="halve on out-of-memory")
+    # fmt: on
 
 
 def add_encoder_options(parser):
     """Options of the scripts that use a trained model."""
-    option = parser.add_argument_group("model").add_argument
-    # fmt: off
-    option("--checkpoint", default="models/best_model.pth", help="written by train.py")
-    option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any")
-    option("--batch-size", type=int, default=64, help="images at once; halve on out-of-memory")
-    # fmt: on
+    add_device_options(parser, batch_size=64)
+    parser.add_argument("--checkpoint", default="models/best_model.pth", help="from train.py")
+
+
+def output_path(path):
+    """An argparse type: a file to be written, its folder made before any work is done."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def pick_device(name):
@@ -46,19 +56,26 @@ def pick_device(name):
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def full_precision():
+    """A context in which convolutions are true fp32 on CUDA too, where the default is TF32."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 @torch.no_grad()
 def encode_images(model, images, device, batch_size=64, workers=0):
     """Features of an ImageSet in its order: {"clip", "graph", "fused"}, each (I, E) on the CPU.
 
-    Only "fused" has unit length; "graph" is zero for a model without graph branch. Always fp32.
+    Only "fused" has unit length; "graph" is zero for an image without objects and for a model
+    without graph branch. Always fp32.
     """
     model.eval()
-    parts = []
-    batches = images.batches(batch_size, workers)
-    for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
-        pixels = clip.normalize(batch["image"].to(device))
-        graph = (batch[key].to(device) for key in ("nodes", "adjacency", "mask"))
-        parts.append([features.cpu() for features in model.encode_branches(pixels, *graph)])
+    parts, keys = [], ("image", "nodes", "adjacency", "mask")
+    batches = images.batches(batch_size, workers, pin_memory=torch.device(device).type == "cuda")
+    with full_precision():
+        for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
+            pixels, *graph = (batch[key].to(device, non_blocking=True) for key in keys)
+            branches = model.encode_branches(clip.normalize(pixels), *graph)
+            parts.append([features.cpu() for features in branches])
     columns = (torch.cat(column) for column in zip(*parts, strict=True))
     return dict(zip(("clip", "graph", "fused"), columns, strict=True))
 
@@ -85,7 +102,8 @@ def verify(model, images, device):
     fused, results = features["fused"], []
     alone = encode_images(model, images, device, batch_size=1)["fused"]
     worst = (fused - alone).abs().max().item()
-    results.append(("no dependence on batch mates", worst <= TOLERANCE, f"difference {worst:.1e}"))
+    tolerance = TOLERANCE[torch.device(device).type]
+    results.append(("no dependence on batch mates", worst <= tolerance, f"difference {worst:.1e}"))
     if model.graph == "none":
         return results
     own, empty = images.source.copy(), images.boxes
@@ -99,35 +117,39 @@ def verify(model, images, device):
     has = torch.tensor([len(slots) > 0 for slots, _ in images.boxes])
     least = moved[has].min().item() if has.any() else 0.0
     promise = "own graph: another image's changes the embedding"
-    results.append((promise, least > TOLERANCE or len(own) < 2, f"least change {least:.1e}"))
-    same = torch.equal(bare["fused"], F.normalize(features["clip"], dim=-1))
+    results.append((promise, least > tolerance or len(own) < 2, f"least change {least:.1e}"))
+    same = torch.equal(bare["fused"], F.normalize(bare["clip"].to(device), dim=-1).cpu())
     results.append(("without objects, exactly CLIP's embedding", same, "compared to the bit"))
     return results
 
 
-def load_images(paths, root, det_json, checkpoint):
-    """ImageSet of image files below `root` as a checkpoint's model takes them.
+def load_images(paths, names, det_json, checkpoint):
+    """ImageSet of image files as a checkpoint's model takes them; ValueError lists unreadable ones.
 
-    det_json: folder of their detections, laid out like the images below `root`; None for no graphs.
+    names: their paths as `det_json`, the folder of their detections, mirrors them; None for no
+    graphs.
     """
     if det_json and not Path(det_json).is_dir():
         raise ValueError(f"{det_json}: no such folder; check --det-json")
     n_px, vocabulary = checkpoint["definition"]["image_size"], Vocabulary(checkpoint["labels"])
-    relative = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-    found = match_detections(relative, det_json) if det_json else {}
-    detections = [found.get(path) for path in relative]
-    return ImageSet(paths, detections, n_px, vocabulary, checkpoint["options"]["max_objects"])
+    found = match_detections(names, det_json) if det_json else {}
+    detections = [found.get(name) for name in names]
+    images = ImageSet(paths, detections, n_px, vocabulary, checkpoint["options"]["max_objects"])
+    require_readable(images)
+    print(images.counts())
+    return images
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_encoder_options(parser)
-    parser.add_argument("--out", help="write the features of the sample images to this .npz file")
+    parser.add_argument("--out", type=output_path, help="write the features to this .npz file")
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     model, checkpoint = load_checkpoint(options.checkpoint, device)
     paths = sorted(path for path in SAMPLES.iterdir() if is_image(path))
-    images = load_images(paths, SAMPLES, SAMPLES.parent / "det_json", checkpoint)
+    names = [path.name for path in paths]
+    images = load_images(paths, names, SAMPLES.parent / "det_json", checkpoint)
     features = encode_images(model, images, device, options.batch_size)
     print("image            objects  |CLIP|  |GCN|  |fused|  cos(CLIP,GCN)  cos(CLIP,fused)")
     cosine = partial(F.cosine_similarity, dim=0)
@@ -142,7 +164,6 @@ def main(arguments=None):
     for promise, kept, detail in results:
         print(f"{'ok    ' if kept else 'FAILED'} {promise} ({detail})")
     if options.out:
-        names = [path.name for path in images.paths]
         np.savez(options.out, names=names, **{k: v.numpy() for k, v in features.items()})
         print(
             f"{options.out}: clip, graph and fused features, each {tuple(features['clip'].shape)}"

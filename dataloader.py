@@ -22,7 +22,7 @@ import images
 import scenes
 from annotations import normal_form, read_annotations, with_validation
 from augment import AUGMENTATIONS, draw_affine, draw_colour, move_boxes
-from V_Graph import arrays_from_boxes, detection_arrays, load_detections, match_detections
+from V_Graph import arrays_from_boxes, detection_arrays, load_detections
 
 VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
 
@@ -34,15 +34,29 @@ def add_data_options(parser):
     option("--dataset", default="scenes", help="scenes, ucm, rsicd, rsitmd, or a name of your own")
     option("--data-root", help="its folder; only scenes has a default, data/scenes")
     option("--det-json", help="folder of detections; default <data root>/det_json")
-    option("--augment", nargs="*", choices=AUGMENTATIONS,
-           help="of training images; default all; scenes none, since sentences say left of")
     option("--graph-control", choices=("own", "exchanged", "no-edges"), default="own",
            help="for control experiments: another image's graph, or no edges")
-    option("--drop-graphs", type=float, default=0.1,
-           help="share of training images shown without graph, so that CLIP's branch stands alone")
-    option("--cache-gb", type=float, default=4, help="RAM for decoded images; the rest is re-read")
+    option("--cache-gb", type=float, default=4, help="RAM for a split's images; others are re-read")
     option("--workers", type=int, default=0, help="loader processes; raise where a GPU waits")
     # fmt: on
+
+
+def add_training_data_options(parser):
+    """What is done to training images only."""
+    option = parser.add_argument_group("training data").add_argument
+    # fmt: off
+    option("--augment", nargs="*", choices=AUGMENTATIONS,
+           help="default all; scenes none, since sentences say left of")
+    option("--drop-graphs", type=float, default=0.1,
+           help="share of images shown without graph, so that CLIP's branch stands alone")
+    # fmt: on
+
+
+def augmentations(options):
+    """What `--augment` means: the given list, else the data set's default."""
+    if options["augment"] is not None:
+        return options["augment"]
+    return [] if options["dataset"] == "scenes" else list(AUGMENTATIONS)
 
 
 # ------------------------------------------------------------------ images with graphs
@@ -51,17 +65,30 @@ def add_data_options(parser):
 class ImageSet(Dataset):
     """Images with their graphs, decoded once as far as the cache allows.
 
-    paths: image files; detections: a detection file or None for each. An item is a dict of image
+    paths: image files; detections: a detection file or None for each. exchange: a seed, to give
+    every image another's graph; edges=False leaves the edges out. An item is a dict of image
     (3, n_px, n_px) uint8, nodes (N, F), adjacency (N, N), mask (N) and index; no randomness.
+    Images that cannot be read are in `problems`: call `require_readable` before using a set.
     """
 
-    def __init__(self, paths, detections, n_px, vocabulary, max_objects, cache_gb=4, exchange=None):
+    def __init__(
+        self,
+        paths,
+        detections,
+        n_px,
+        vocabulary,
+        max_objects,
+        cache_gb=4,
+        exchange=None,
+        edges=True,
+    ):
         self.paths, self.n_px, self.vocabulary = [Path(p) for p in paths], n_px, vocabulary
-        self.max_objects = max_objects
+        self.max_objects, self.edges = max_objects, edges
         self.transform = clip.resize_and_crop(n_px)
         self.cached = min(len(paths), int(cache_gb * 2**30 / (3 * n_px**2)))
         self.pixels = torch.empty(self.cached, 3, n_px, n_px, dtype=torch.uint8)
         self.sizes = self._read_images()
+        self.problems = [size for size in self.sizes if isinstance(size, str)]
         self.boxes = [
             detection_arrays([] if file is None else load_detections(file), vocabulary)
             for file in detections
@@ -70,33 +97,26 @@ class ImageSet(Dataset):
         if exchange is not None:  # a cycle through all images, so that none keeps its own
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
-        self.edges = True
         self.missing = sum(file is None for file in detections)
         self.dropped = sum(max(0, len(slots) - max_objects) for slots, _ in self.boxes)
 
     def _read_images(self):
-        """Decode all images, keep what the cache holds; returns their (width, height)."""
-        sizes, problems = [None] * len(self.paths), []
+        """Decode all, keep what the cache holds; (width, height) of each, or what is wrong."""
 
         def read(i):
-            image = images.open_image(self.paths[i])
+            try:
+                image = images.open_image(self.paths[i])
+            except ValueError as error:
+                return str(error)
             if i < self.cached:
                 self.pixels[i] = self._decode(image)
             return image.size
 
+        few = len(self.paths) < 100
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            futures = [pool.submit(read, i) for i in range(len(self.paths))]
-            for i, future in enumerate(
-                tqdm(futures, desc="images", unit="image", leave=False, disable=len(futures) < 100)
-            ):
-                try:
-                    sizes[i] = future.result()
-                except ValueError as error:
-                    problems.append(str(error))
-        if problems:
-            first = "\n  ".join(problems[:10])
-            raise ValueError(f"{len(problems)} images are missing or unreadable:\n  {first}")
-        return sizes
+            read_all = pool.map(read, range(len(self.paths)))
+            bar = tqdm(read_all, "images", len(self.paths), leave=False, unit="image", disable=few)
+            return list(bar)
 
     def _decode(self, image):
         array = np.array(self.transform(image))  # (n_px, n_px, 3)
@@ -128,13 +148,24 @@ class ImageSet(Dataset):
     def __getitem__(self, i):
         return self.item(i)
 
-    def batches(self, batch_size, workers=0):
+    def batches(self, batch_size, workers=0, pin_memory=False):
         """The images in order, in batches of stacked items."""
-        return DataLoader(self, batch_size, num_workers=workers)
+        return DataLoader(self, batch_size, num_workers=workers, pin_memory=pin_memory)
 
-    def names(self, indices):
-        """File names of images, for messages."""
-        return [str(self.paths[i]) for i in indices]
+    def counts(self):
+        """What is missing or left out, in words."""
+        return (
+            f"{self.missing} of {len(self)} images without a detection file, "
+            f"{self.dropped} objects beyond {self.max_objects} dropped"
+        )
+
+
+def require_readable(*image_sets):
+    """Raise one ValueError for all missing and unreadable images, with the first ten."""
+    problems = [problem for image_set in image_sets for problem in image_set.problems]
+    if problems:
+        first = "\n  ".join(problems[:10])
+        raise ValueError(f"{len(problems)} images are missing or unreadable:\n  {first}")
 
 
 # ------------------------------------------------------------------ training
@@ -221,7 +252,7 @@ def trim(tokens):
 class RetrievalData:
     """A data set as the options (a dict) name it: splits of records, image files, detections.
 
-    Construction reads annotations and the file index; `images(split)` decodes.
+    Construction reads annotations and file names; `image_set(split)` decodes.
     """
 
     def __init__(self, options):
@@ -234,14 +265,15 @@ class RetrievalData:
             scenes.generate(self.root)
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; check --data-root")
-        self.det_json = Path(options["det_json"] or self.root / "det_json")
-        if options["det_json"] and not self.det_json.is_dir():
-            raise ValueError(f"{self.det_json}: no such folder; check --det-json")
-        annotations = read_annotations(self.root)
+        det_json = Path(options["det_json"] or self.root / "det_json")
+        if options["det_json"] and not det_json.is_dir():
+            raise ValueError(f"{det_json}: no such folder; check --det-json")
         self.annotations, self.drawn_split = with_validation(
-            annotations, VAL_FRACTION, options["seed"]
+            read_annotations(self.root), VAL_FRACTION, options["seed"]
         )
         self.index = images.index_images(self.root)
+        every = [path for paths in self.index.values() for path in paths]
+        self.detections = images.match_detections(every, det_json) if det_json.is_dir() else {}
 
     def records(self, split):
         """The split's records; ValueError that names the splits there are."""
@@ -250,43 +282,39 @@ class RetrievalData:
             raise ValueError(f"{self.root}: no split '{split}'; there are {known}")
         return self.annotations.splits[split]
 
-    def images(self, split, n_px, vocabulary):
-        """The split's ImageSet, in the order of its records; prints what is missing."""
-        records, options = self.records(split), self.options
-        found = [images.find_image(record.name, self.index, self.root) for record in records]
-        every = [path for paths in self.index.values() for path in paths]
-        matched = match_detections(every, self.det_json) if self.det_json.is_dir() else {}
+    def image_set(self, split, n_px, vocabulary):
+        """The split's ImageSet, in the order of its records; says what is missing."""
+        records, options, problems, found = self.records(split), self.options, [], []
+        for record in records:
+            try:
+                found.append(images.find_image(record.name, self.index, self.root))
+            except ValueError as error:
+                problems.append(str(error))
+        exchanged = options["graph_control"] == "exchanged"
         result = ImageSet(
-            # A name that fits no file stays as it is, to be reported with the unreadable ones.
-            [self.root / (p or r.name) for p, r in zip(found, records, strict=True)],
-            [matched.get(path) for path in found],
+            [self.root / path for path in found],
+            [self.detections.get(path) for path in found],
             n_px,
             vocabulary,
             options["max_objects"],
             options["cache_gb"],
-            options["seed"] if options["graph_control"] == "exchanged" else None,
+            exchange=options["seed"] if exchanged else None,
+            edges=options["graph_control"] != "no-edges",
         )
-        result.edges = options["graph_control"] != "no-edges"
-        print(
-            f"{self.name} {split}: {len(records)} images, "
-            f"{sum(len(r.captions) for r in records)} captions; {result.missing} without a "
-            f"detection file, {result.dropped} objects beyond {options['max_objects']} dropped"
-        )
+        result.problems = problems + result.problems
+        captions = sum(len(record.captions) for record in records)
+        print(f"{self.name} {split}: {captions} captions, {result.counts()}")
         return result
 
     def report(self):
-        """One line on the origin of the splits, and one on blank captions where there are any."""
+        """Print the origin and sizes of the splits, and what was blank."""
         notes = self.annotations
-        print(f"{self.name}: {notes.origin}")
-        if notes.blank:
-            print(
-                f"{self.name}: {len(notes.blank)} blank captions dropped ({notes.blank[0]}, ...); "
-                f"images left out for want of others: {', '.join(notes.empty) or 'none'}"
-            )
-
-
-def augmentations(options):
-    """What `--augment` means: the given list, else the data set's default."""
-    if options["augment"] is not None:
-        return options["augment"]
-    return [] if options["dataset"] == "scenes" else list(AUGMENTATIONS)
+        sizes = ", ".join(f"{split} {len(records)}" for split, records in notes.splits.items())
+        print(f"{self.name}: {notes.origin}; images: {sizes}")
+        for places, what in (
+            (notes.blank, "blank captions dropped"),
+            (notes.empty, "images left out for want of captions"),
+        ):
+            if places:
+                more = ", ..." if len(places) > 10 else ""
+                print(f"{self.name}: {len(places)} {what}: {', '.join(places[:10])}{more}")

@@ -28,9 +28,10 @@ from clip_gcn_image_feature_integration import (
     add_encoder_options,
     encode_images,
     encode_texts,
+    output_path,
     pick_device,
 )
-from dataloader import RetrievalData, add_data_options
+from dataloader import RetrievalData, add_data_options, require_readable
 from model import load_checkpoint
 from V_Graph import Vocabulary
 
@@ -137,9 +138,9 @@ def metrics(image_to_text, text_to_image, ks=KS):
         result[name]["pessimistic"] = {key: values[0] for key, values in recalls.items()}
         result[name]["optimistic"] = {key: values[2] for key, values in recalls.items()}
     both = [result["image_to_text"], result["text_to_image"]]
-    for key, of in (("mR", lambda d: d), ("mR_pessimistic", lambda d: d["pessimistic"]),
-                    ("mR_optimistic", lambda d: d["optimistic"])):  # fmt: skip
-        result[key] = float(np.mean([of(side)[f"R@{k}"] for side in both for k in ks]))
+    result["mR"] = _mean([side[f"R@{k}"] for side in both for k in ks])
+    for bound in ("pessimistic", "optimistic"):
+        result[f"mR_{bound}"] = _mean([side[bound][f"R@{k}"] for side in both for k in ks])
     return result
 
 
@@ -216,29 +217,32 @@ def merged(given, saved):
 
 
 def parse(arguments=None):
-    """Options of this script; those of the data are None where the checkpoint's shall hold."""
+    """(this script's options, the data's, which are None where the checkpoint's shall hold)."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_data_options(parser)
-    parser.set_defaults(**{name: None for name in vars(parser.parse_args([]))})
+    data_options = list(vars(parser.parse_args([])))
+    parser.set_defaults(**dict.fromkeys(data_options))
     add_encoder_options(parser)
     option = parser.add_argument
     # fmt: off
     option("--split", default="test", help="train, val or test; select on val, report test")
     option("--caption-equivalence", action="store_true", help="equal captions fit equal images")
-    option("--json", help="write all figures, data set, checkpoint hash and options to this file")
+    option("--json", type=output_path, help="write figures, checkpoint hash and options here")
     # fmt: on
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    return options, {name: getattr(options, name) for name in data_options}
 
 
 def main(arguments=None):
-    options = parse(arguments)
+    options, given = parse(arguments)
     device = pick_device(options.device)
     model, checkpoint = load_checkpoint(options.checkpoint, device)
-    settings = merged(vars(options), checkpoint["options"])
+    settings = merged(given, checkpoint["options"])
     data = RetrievalData(settings)
     data.report()
     vocabulary = Vocabulary(checkpoint["labels"])
-    images = data.images(options.split, checkpoint["definition"]["image_size"], vocabulary)
+    images = data.image_set(options.split, checkpoint["definition"]["image_size"], vocabulary)
+    require_readable(images)
     result = evaluate(
         model,
         images,
@@ -258,7 +262,9 @@ def main(arguments=None):
             "checkpoint": options.checkpoint,
             "checkpoint_sha256": digest,
             "epoch": checkpoint.get("epoch"),
-            "options": settings,
+            "caption_equivalence": options.caption_equivalence,
+            "data_options": {name: settings[name] for name in given},
+            "training_options": checkpoint["options"],
             **result,
         }
         Path(options.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Images at the rim: find them, open them safely, draw object graphs over them."""
+"""Image files: find them and their detections, open them safely, draw object graphs over them."""
 
 import math
 import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -29,10 +29,10 @@ def index_images(root):
 
 
 def find_image(name, index, root):
-    """Relative path of the file that an annotation's name means, or None.
+    """Relative path of the file that an annotation's name means.
 
     A bare name is found by its stem, a name with folders by its path, extensions aside. Raises
-    ValueError that names both files where two fit.
+    ValueError where none fits, and where two do, naming both.
     """
     wanted = PurePosixPath(name.replace("\\", "/"))
     stem = wanted.stem if is_image(name) else wanted.name
@@ -44,7 +44,54 @@ def find_image(name, index, root):
     ]
     if len(fits) > 1:
         raise ValueError(f"{root}: '{name}' fits {fits[0]} and {fits[1]}; name it with its folder")
-    return fits[0] if fits else None
+    if not fits:
+        raise ValueError(f"{root}: no image '{name}' below it")
+    return fits[0]
+
+
+def match_detections(images, folder):
+    """Find each image's detection file: {image path: Path or None}.
+
+    images: all images of the data set, paths with `/`. `a/b.tif` has `a/b.json`; failing that, the
+    longest remaining path counts, down to the bare stem, after taking off leading folders, if one
+    image and one file alone end in it. Raises ValueError where they do not, so that no image gets
+    another's graph.
+    """
+    folder = Path(folder)
+    files = {p.relative_to(folder).as_posix()[:-5] for p in sorted(folder.rglob("*.json"))}
+    stems = {image: PurePosixPath(image).with_suffix("").as_posix() for image in images}
+    owners = {}
+    for image, stem in stems.items():
+        if owners.setdefault(stem, image) != image and stem in files:
+            raise ValueError(f"{folder / stem}.json fits {owners[stem]} and {image}; rename one")
+    exact = files & set(owners)
+    images_by_tail, files_by_tail = _by_tail(stems.values()), _by_tail(files)
+    found = {}
+    for image, stem in stems.items():
+        fits = (t for t in _tails(stem) if t in files and (t == stem or t not in exact))
+        tail = next(fits, None)
+        found[image] = None if tail is None else folder / f"{tail}.json"
+        for claims in (images_by_tail, files_by_tail):
+            if tail not in (None, stem) and len(claims[tail]) > 1:
+                raise ValueError(
+                    f"{folder / tail}.json for {image} is not certain, as {claims[tail][0]} and "
+                    f"{claims[tail][1]} end alike; put detections into folders like the images'"
+                )
+    return found
+
+
+def _tails(path):
+    """A path, then what is left of it without its first folder, its first two, ..."""
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
+def _by_tail(paths):
+    claims = defaultdict(list)
+    for path in sorted(paths):
+        for tail in _tails(path):
+            claims[tail].append(path)
+    return claims
 
 
 def open_image(path):
@@ -61,7 +108,7 @@ def open_image(path):
             return image.convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not readable as an image ({error})") from None
 
 
@@ -73,7 +120,7 @@ def draw_graph(image, graph, scale=None):
     """
     scale = scale or max(1, round(768 / max(image.size)))
     canvas = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
-    pen = ImageDraw.Draw(canvas, "RGBA")
+    pen, font = ImageDraw.Draw(canvas, "RGBA"), ImageFont.load_default(13)
     boxes = [tuple(scale * v for v in node["box"][:4]) for _, node in graph.nodes(data=True)]
     for i, j, edge in graph.edges(data=True):
         if edge["weight"] >= 0.05:
@@ -89,7 +136,7 @@ def draw_graph(image, graph, scale=None):
         ]
         pen.polygon(corners, outline=colour, width=2)
         text = f"{i} {node['label']} {node['score']:.2f}"
-        left, top, right, bottom = pen.textbbox((cx, cy), text)
+        left, top, right, bottom = pen.textbbox((cx, cy), text, font=font)
         pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], fill=(0, 0, 0, 150))
-        pen.text((cx, cy), text, fill=colour)
+        pen.text((cx, cy), text, fill="white", font=font)
     return canvas

@@ -2,7 +2,7 @@
 
     python infer.py                                    # the five images and sentences of test/
     python infer.py --images tiles/ --det-json det_json_of_tiles/ --queries "two ships" --top-k 5
-    python infer.py --images 'a/*.tif' b.png --queries sentences.txt --csv matrix.csv
+    python infer.py --images "a/*.tif" b.png --queries sentences.txt --csv matrix.csv
 
 Prints the cosine of every image's fused and every sentence's text embedding, sentences by images,
 the best image of each sentence marked, and a legend.
@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 
+from annotations import read_text
 from clip_gcn_image_feature_integration import (
     SAMPLES,
     add_encoder_options,
     encode_images,
     encode_texts,
     load_images,
+    output_path,
     pick_device,
 )
 from images import is_image
@@ -32,25 +34,27 @@ WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
 
 
 def find_files(arguments):
-    """Image files that files, folders and globs mean, and the folder they have in common.
+    """(image files that files, folders and globs mean, their names for `match_detections`).
 
-    Raises ValueError where an argument means no image.
+    Names are relative to the folder where one folder is given, which detections then mirror;
+    otherwise whole paths, whose ends are matched. Raises ValueError where an argument means no
+    image.
     """
-    paths, bases = [], []
+    paths = []
     for argument in arguments:
         if os.path.isdir(argument):
-            found = sorted(str(p) for p in Path(argument).rglob("*") if is_image(p))
-            bases.append(os.path.abspath(argument))
+            found = sorted(str(path) for path in Path(argument).rglob("*") if is_image(path))
         elif os.path.isfile(argument):
             found = [argument]
-            bases.append(os.path.dirname(os.path.abspath(argument)))
         else:
             found = sorted(p for p in glob.glob(argument, recursive=True) if is_image(p))
-            bases += [os.path.dirname(os.path.abspath(p)) for p in found]
         if not found:
             raise ValueError(f"--images {argument}: no image file, folder or glob that has any")
         paths += found
-    return list(dict.fromkeys(paths)), os.path.commonpath(bases)
+    paths = list(dict.fromkeys(paths))
+    if len(arguments) == 1 and os.path.isdir(arguments[0]):
+        return paths, [Path(path).relative_to(arguments[0]).as_posix() for path in paths]
+    return paths, [Path(os.path.abspath(path)).as_posix() for path in paths]
 
 
 def read_queries(arguments):
@@ -58,7 +62,7 @@ def read_queries(arguments):
     queries = []
     for argument in arguments:
         if os.path.isfile(argument):
-            lines = Path(argument).read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(Path(argument)).splitlines()
             queries += [line.strip() for line in lines if line.strip()]
         elif argument.endswith(".txt"):
             raise ValueError(f"--queries {argument}: no such file")
@@ -114,10 +118,10 @@ def parse(arguments=None):
     # fmt: off
     option("--images", nargs="+", help="files, folders or globs; default the samples in test/")
     option("--queries", nargs="+", help="sentences, or text files with one a line")
-    option("--det-json", help="folder of the images' detections; without it no image has a graph")
+    option("--det-json", help="folder of detections that mirrors --images; default no graphs")
     option("--top-k", type=int, default=0, help="list so many best images for each sentence")
-    option("--csv", help="write the matrix to this file")
-    option("--json", help="write matrix, names and ranking to this file")
+    option("--csv", type=output_path, help="write the matrix to this file")
+    option("--json", type=output_path, help="write matrix, names and ranking to this file")
     # fmt: on
     return parser.parse_args(arguments)
 
@@ -126,21 +130,20 @@ def main(arguments=None):
     options = parse(arguments)
     device = pick_device(options.device)
     model, checkpoint = load_checkpoint(options.checkpoint, device)
+    if options.top_k < 0:
+        raise ValueError(f"--top-k {options.top_k}: expected 0 for none, or more")
+    paths, names = find_files(options.images or [str(SAMPLES)])
+    det_json = options.det_json
     if options.images is None:
-        paths, root = find_files([str(SAMPLES)])
-        det_json = options.det_json or SAMPLES.parent / "det_json"
-    else:
-        (paths, root), det_json = find_files(options.images), options.det_json
+        det_json = det_json or SAMPLES.parent / "det_json"
     queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
-    images = load_images(paths, root, det_json, checkpoint)
-    if images.missing:
-        print(f"{images.missing} of {len(paths)} images have no detections: CLIP's embedding alone")
+    images = load_images(paths, names, det_json, checkpoint)
     image_features = encode_images(model, images, device, options.batch_size)["fused"]
     scores = encode_texts(model, queries, device) @ image_features.T  # (queries, images)
     if not torch.isfinite(scores).all():
         raise ValueError(f"{options.checkpoint}: the model gives scores that are not finite")
 
-    names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    names = [Path(path).as_posix() for path in paths] if options.images else names
     top_k = options.top_k or (10 if len(names) > WIDEST else 0)
     ranked = ranking(scores, names, queries, top_k or 1)
     if len(names) <= WIDEST:

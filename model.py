@@ -12,6 +12,7 @@ features, E the embedding width.
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -28,12 +29,12 @@ def add_model_options(parser):
     """The options of the model; they are saved in its checkpoints."""
     option = parser.add_argument_group("model").add_argument
     # fmt: off
-    option("--model", default="small", help="definition in models/ to train from scratch")
+    option("--model", help="definition in models/ to train from scratch; default small")
     option("--graph", choices=("object", "none"), default="object", help="none: a plain CLIP")
     option("--fusion", choices=("sum", "gate"), default="sum", help="gate: learned, per image")
     option("--image-encoder-ratio", type=float, nargs=2, default=(0.5, 0.5),
            metavar=("CLIP", "GRAPH"), help="weights of the branches in --fusion sum")
-    option("--labels", default="det_json/labels.txt", help="vocabulary of det_json")
+    option("--labels", help="vocabulary of the detections; default det_json/labels.txt")
     option("--max-objects", type=int, default=MAX_OBJECTS, help="raise for crowded images")
     # fmt: on
 
@@ -47,7 +48,8 @@ def read_definition(name):
     """The sizes of a model from `models/<name>.json`; see towers.py for the fields."""
     if name not in definition_names():
         raise ValueError(f"model '{name}': not in {MODELS}; there are {definition_names()}")
-    return json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
+    sizes = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
+    return {"name": name, **sizes}
 
 
 class GCNConv(nn.Module):
@@ -65,9 +67,8 @@ class GCNConv(nn.Module):
 
     def forward(self, x, adjacency, mask):
         real = mask.to(adjacency.dtype)
-        loops = adjacency * real[:, :, None] * real[:, None, :] + torch.diag_embed(
-            real
-        )  # (B, N, N)
+        pairs = real[:, :, None] * real[:, None, :]  # (B, N, N)
+        loops = adjacency * pairs + torch.diag_embed(real)  # (B, N, N)
         scale = loops.sum(-1).clamp(min=1).rsqrt()  # (B, N); padded rows sum to 0
         propagation = scale[:, :, None] * loops * scale[:, None, :]  # (B, N, N)
         return propagation.to(x.dtype) @ self.lin(x) + self.bias
@@ -99,12 +100,13 @@ class FGCross(CLIP):
         return {n for n, _ in self.named_parameters() if n.split(".")[0] in names}
 
     def encode_graph(self, nodes, adjacency, mask):
-        """Object graphs (B, N, F), (B, N, N), (B, N) to one vector per image (B, E)."""
+        """Object graphs (B, N, F), (B, N, N), (B, N) to vectors (B, E), zero without objects."""
         x = self.node_projection(nodes)  # (B, N, E)
         for layer in (self.gcn1, self.gcn2, self.gcn3):
             x = F.relu(layer(x, adjacency, mask))
         # The sum, not the mean: three planes differ from six.
-        return self.mlp((x * mask[..., None]).sum(dim=1))  # (B, E)
+        graph_features = self.mlp((x * mask[..., None]).sum(dim=1))  # (B, E)
+        return graph_features * mask.any(dim=1, keepdim=True)
 
     def fuse(self, image_features, graph_features, mask):
         """CLIP's (B, E) and the graph's (B, E) features to unit embeddings (B, E).
@@ -174,9 +176,20 @@ def save_checkpoint(path, model, definition, labels, options, **state):
 def read_weights(path):
     """torch.load without code, on the CPU; raises ValueError that names the file."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            scripted = any("/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        scripted = False
+    if scripted:
+        raise ValueError(
+            f"{path}: a TorchScript archive; write its weights to a file once: torch.save("
+            f"torch.jit.load('{path}', map_location='cpu').state_dict(), 'weights.pt')"
+        )
+    try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises EOFError, KeyError, RuntimeError, UnpicklingError ...
-        raise ValueError(f"{path}: not readable as weights ({error!r})") from None
+        kind = type(error).__name__
+        raise ValueError(f"{path}: broken, or more than tensors and numbers ({kind})") from None
 
 
 def load_checkpoint(path, device="cpu"):

@@ -189,17 +189,23 @@ def _write(image_file, detection_file, seed, index):
 def generate(folder, seed=0, splits=SPLITS):
     """Write the data set below `folder`, or leave it as it is when it is there already.
 
-    `scenes.json` is written last and names version, seed and splits, so that an interrupted or
-    differing data set is written anew. Returns the number of images.
+    `scenes.json` names version, seed and splits and says whether all is written: an interrupted or
+    differing data set is written anew. Returns the number of images. Raises ValueError where the
+    folder holds something else.
     """
     folder = Path(folder)
-    stamp = {"version": VERSION, "seed": seed, "splits": splits}
+    stamp = {"version": VERSION, "seed": seed, "splits": splits, "complete": True}
     marker = folder / "scenes.json"
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == stamp:
-        return sum(splits.values())
-    marker.unlink(missing_ok=True)
+    if marker.is_file():
+        if json.loads(marker.read_text(encoding="utf-8")) == stamp:
+            return sum(splits.values())
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: holds other files than scenes; name your own data set with --dataset"
+        )
     for name in ("images", "det_json"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({**stamp, "complete": False}), encoding="utf-8")
     numbers = iter(tqdm(range(sum(splits.values())), desc=f"scenes to {folder}", unit="image"))
     for split, size in splits.items():
         names, captions = [], []

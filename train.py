@@ -12,24 +12,29 @@ import argparse
 import ctypes
 import json
 import math
-import random
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import clip
 from augment import augmented, stored_size
-from clip_gcn_image_feature_integration import pick_device
-from dataloader import RetrievalData, TrainingSet, add_data_options, augmentations
+from clip_gcn_image_feature_integration import add_device_options, pick_device
+from dataloader import (
+    RetrievalData,
+    TrainingSet,
+    add_data_options,
+    add_training_data_options,
+    augmentations,
+    require_readable,
+)
 from evaluate import KS, evaluate
 from loss import add_loss_options, batch_loss, keep_learnable, positive_mask
 from model import add_model_options, build, read_definition, save_checkpoint
-from V_Graph import read_labels
+from V_Graph import LABELS, read_labels
 
 WARMUP = 0.1  # fraction of all steps before the decay
 LARGEST_GRADIENT = 1.0  # norm at which gradients are clipped
@@ -40,24 +45,30 @@ def parse(arguments=None):
     """All options of training: those of data, model and loss, and the schedule's."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_data_options(parser)
+    add_training_data_options(parser)
     add_model_options(parser)
     add_loss_options(parser)
+    add_device_options(parser, batch_size=128)
     option = parser.add_argument_group("training").add_argument
     # fmt: off
     option("--clip", help="pretrained start, a name or file for clip.load; else from scratch")
     option("--train", choices=TRAINED, default="all", help="towers to train; new layers always do")
     option("--epochs", type=int, default=20, help="more help while validation still improves")
-    option("--batch-size", type=int, default=128, help="halve on out-of-memory")
     option("--lr", type=float, default=1e-5, help="of pretrained layers; lower if mR falls at once")
     option("--lr-new", type=float, default=2e-3, help="of new layers: all of them without --clip")
     option("--weight-decay", type=float, default=0.1, help="of matrices, not of biases and norms")
     option("--precision", choices=("fp32", "bf16", "fp16"), help="default fp32, on CUDA half")
     option("--patience", type=int, default=10, help="epochs without a better validation mR")
     option("--seed", type=int, default=0, help="of weights, order, captions, augmentation, splits")
-    option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any")
     option("--out", default="models", help="folder for checkpoints and log; one a run")
     # fmt: on
-    return vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
+    if options["clip"] and options["model"]:
+        raise ValueError("--clip brings its own sizes: leave --model out")
+    if options["train"] == "graph" and options["graph"] == "none":
+        raise ValueError("--train graph with --graph none leaves nothing to train")
+    options["augment"] = augmentations(options)
+    return options
 
 
 def keep_freed_memory():
@@ -78,19 +89,22 @@ def pick_precision(name, device):
     if name is None:
         name = "fp32"
         if device.type == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            # is_bf16_supported() counts emulation, which is slower than fp16
+            name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def start_model(options, labels):
-    """(definition, model) from --clip's weights where given, else from scratch."""
+    """A model and its definition: --clip's weights where given, else from scratch."""
     if options["clip"] is None:
-        definition = read_definition(options["model"])
-        return definition, build(definition, labels, options)
+        if options["train"] != "all":
+            print(f"--train {options['train']} without --clip: the frozen towers stay random")
+        definition = read_definition(options["model"] or "small")
+        return build(definition, labels, options), definition
     pretrained, _ = clip.load(options["clip"])
     model = build(pretrained.definition, labels, options)
     model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
-    return pretrained.definition, model
+    return model, pretrained.definition
 
 
 def freeze(model, train):
@@ -171,11 +185,12 @@ def train_one_epoch(learner, train_set, batches, options, epoch):
                 pixels, batch["nodes"], batch["adjacency"], batch["mask"], batch["text"]
             )
         loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
-        if not torch.isfinite(loss):
+        value = loss.item()
+        if not math.isfinite(value):
             rates = ", ".join(f"{group['lr']:.2e}" for group in optimizer.param_groups)
-            names = ", ".join(train_set.image_set.names(batch["index"].tolist()))
+            names = ", ".join(str(train_set.image_set.paths[i]) for i in batch["index"].tolist())
             raise FloatingPointError(
-                f"loss {loss.item()} in epoch {epoch}, step {step}, learning rates {rates}; lower "
+                f"loss {value} in epoch {epoch}, step {step}, learning rates {rates}; lower "
                 f"them or use --precision fp32. Images of the batch: {names}"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -186,8 +201,8 @@ def train_one_epoch(learner, train_set, batches, options, epoch):
         scaler.update()
         schedule.step()
         keep_learnable(model.logit_scale)
-        total += loss.item()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        total += value
+        bar.set_postfix(loss=f"{value:.3f}")
     return total / len(batches)
 
 
@@ -198,13 +213,20 @@ def read_data(options, out, definition, vocabulary):
     if data.drawn_split:
         text = json.dumps(data.drawn_split, indent=1)
         (out / "split.json").write_text(text + "\n", encoding="utf-8")
+    if len(data.records("val")) < max(KS):
+        raise ValueError(f"{len(data.records('val'))} validation images; R@{max(KS)} needs more")
     augment, n_px = options["augment"], definition["image_size"]
-    images = data.images("train", stored_size(n_px, augment), vocabulary)
-    how = augment, options["drop_graphs"], options["seed"]
-    train_set = TrainingSet(images, data.records("train"), definition, *how)
-    val_images = data.images("val", n_px, vocabulary)
-    if len(val_images) < max(KS):
-        raise ValueError(f"{len(val_images)} validation images; R@{max(KS)} needs {max(KS)}")
+    images = data.image_set("train", stored_size(n_px, augment), vocabulary)
+    val_images = data.image_set("val", n_px, vocabulary)
+    require_readable(images, val_images)
+    train_set = TrainingSet(
+        images,
+        data.records("train"),
+        definition,
+        augment=augment,
+        drop_graphs=options["drop_graphs"],
+        seed=options["seed"],
+    )
     return data, train_set, val_images
 
 
@@ -225,19 +247,17 @@ def log_line(epoch, loss, result, learner, train_seconds, val_seconds):
 
 def main(arguments=None):
     options = parse(arguments)
-    options["augment"] = augmentations(options)
     print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
     keep_freed_memory()
-    random.seed(options["seed"])
-    np.random.seed(options["seed"])
     torch.manual_seed(options["seed"])
     device = pick_device(options["device"])
     precision = pick_precision(options["precision"], device)
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
 
-    vocabulary = read_labels(options["labels"])
-    definition, model = start_model(options, vocabulary.lines)
+    vocabulary = read_labels(options["labels"] or LABELS)
+    model, definition = start_model(options, vocabulary.lines)
+    options["model"] = definition["name"]
     data, train_set, val_images = read_data(options, out, definition, vocabulary)
     model.to(device)
     freeze(model, options["train"])
@@ -246,9 +266,8 @@ def main(arguments=None):
     print(f"{learning:,} of {total:,} parameters train, {device}, {precision}")
 
     batch_size, workers, epochs = options["batch_size"], options["workers"], options["epochs"]
-    loading = batch_size, workers, device.type == "cuda"
     optimizer = make_optimizer(model, options)
-    schedule = make_schedule(optimizer, epochs * len(train_set.batches(0, *loading)))
+    schedule = make_schedule(optimizer, epochs * len(train_set.batches(0, batch_size)))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     learner = Learner(model, optimizer, schedule, scaler, precision)
 
@@ -256,17 +275,24 @@ def main(arguments=None):
     with open(out / "log.jsonl", "w", encoding="utf-8") as log:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            batches = train_set.batches(epoch, *loading)
+            batches = train_set.batches(epoch, batch_size, workers, device.type == "cuda")
             loss = train_one_epoch(learner, train_set, batches, options, epoch)
             trained = time.perf_counter()
             result = evaluate(model, val_images, data.records("val"), device, batch_size, workers)
             better, best = result["mR"] > best, max(best, result["mR"])
-            state = {"epoch": epoch, "best_score": best, "origin": data.annotations.origin}
-            saved = (model, definition, vocabulary.lines, options)
-            save_checkpoint(out / "last.pth", *saved, **state)
             if better:
                 best_epoch = epoch
-                save_checkpoint(out / "best_model.pth", *saved, **state)
+            for name in ("last.pth", "best_model.pth") if better else ("last.pth",):
+                save_checkpoint(
+                    out / name,
+                    model,
+                    definition,
+                    vocabulary.lines,
+                    options,
+                    epoch=epoch,
+                    best_score=best,
+                    origin=data.annotations.origin,
+                )
             seconds = trained - start, time.perf_counter() - trained
             log.write(json.dumps(log_line(epoch, loss, result, learner, *seconds)) + "\n")
             log.flush()

@@ -32,6 +32,7 @@ def real_data():
 def tiny_definition():
     """A model definition small enough for tests."""
     return {
+        "name": "tiny",
         "embed_dim": 32,
         "image_size": 32,
         "vision": {"patch_size": 16, "width": 32, "layers": 2, "heads": 2},

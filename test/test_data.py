@@ -19,7 +19,15 @@ from augment import (
     move_boxes,
     stored_size,
 )
-from dataloader import ImageSet, RetrievalData, TrainingSet, augmentations, collate, trim
+from dataloader import (
+    ImageSet,
+    RetrievalData,
+    TrainingSet,
+    augmentations,
+    collate,
+    require_readable,
+    trim,
+)
 from train import parse
 from V_Graph import GEOMETRY, arrays_from_boxes, read_labels
 
@@ -160,6 +168,14 @@ def test_blank_captions_of_json_are_named(tmp_path):
     assert as_dict(found.splits["train"]) == {"a.tif": ("one",)}
     assert found.blank == ["dataset.json: a.tif, sentence 1", "dataset.json: b.tif, sentence 0"]
     assert found.empty == ["b.tif"]
+
+
+def test_images_without_a_sentence_in_json_are_named_and_left_out(tmp_path):
+    write_karpathy(tmp_path, {"train": {"a.tif": ["one"], "b.tif": []}, "test": {"c.tif": []}})
+    found = read_annotations(tmp_path)
+    assert found.splits == {"train": [Record("a.tif", ("one",))], "test": []}
+    assert found.blank == [f"dataset.json: {name}, no sentence" for name in ("b.tif", "c.tif")]
+    assert found.empty == ["b.tif", "c.tif"]
 
 
 def test_normal_form_ignores_case_and_rim():
@@ -353,15 +369,20 @@ def test_image_is_found_by_its_stem_in_any_folder_and_format(tmp_path):
     assert images.find_image("81.tif", index, tmp_path) == "imgs/81.jpg"
     assert images.find_image("81", index, tmp_path) == "imgs/81.jpg"
     assert images.find_image("82.tif", index, tmp_path) == "imgs/82.PNG"
-    assert images.find_image("notes.tif", index, tmp_path) is None
-    assert images.find_image("1.tif", index, tmp_path) is None
 
 
 def test_name_with_folders_is_found_by_its_path(tmp_path):
     index = make_files(tmp_path, "imgs/port/1.jpg", "imgs/airport/1.jpg", "2.jpg")
     assert images.find_image("port/1.tif", index, tmp_path) == "imgs/port/1.jpg"
     assert images.find_image("airport\\1.tif", index, tmp_path) == "imgs/airport/1.jpg"
-    assert images.find_image("port/2.tif", index, tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["notes.tif", "1.tif", "port/8.tif", "notes.txt"])
+def test_a_name_that_no_image_fits_is_an_error_with_both(tmp_path, name):
+    index = make_files(tmp_path, "imgs/81.jpg", "imgs/8.jpg", "imgs/notes.txt")
+    with pytest.raises(ValueError) as failure:
+        images.find_image(name, index, tmp_path)
+    assert f"'{name}'" in str(failure.value) and str(tmp_path) in str(failure.value)
 
 
 def test_bare_name_that_fits_two_files_is_an_error_with_both(tmp_path):
@@ -398,7 +419,7 @@ def options_of(folder, *arguments):
 
 
 def load(folder, *arguments):
-    return RetrievalData(options_of(folder, *arguments)).images("train", N_PX, VOCABULARY)
+    return RetrievalData(options_of(folder, *arguments)).image_set("train", N_PX, VOCABULARY)
 
 
 def items_equal(first, second):
@@ -415,7 +436,6 @@ def test_items_are_in_the_order_of_the_records(folder):
         torch.testing.assert_close(clip.normalize(found[i]["image"]), expected)
         assert found[i]["index"] == i
     assert [int(found[i]["mask"].sum()) for i in range(5)] == [1, 2, 0, 4, 1]
-    assert found.names([3, 0]) == [str(found.paths[3]), str(found.paths[0])]
 
 
 def test_nodes_are_those_of_the_detections_and_the_files_size(folder):
@@ -444,13 +464,15 @@ def test_missing_detections_are_an_empty_graph_and_counted(folder, capsys):
     found = load(folder)
     assert found.missing == 1
     assert not found[2]["mask"].any() and not found[2]["nodes"].any()
-    assert "1 without a detection file" in capsys.readouterr().out
+    assert "1 of 5 images without a detection file" in found.counts()
+    assert f"mini train: 13 captions, {found.counts()}\n" in capsys.readouterr().out
 
 
 def test_objects_beyond_the_maximum_are_counted(folder, capsys):
     found = load(folder, "--max-objects", "3")
     assert found.dropped == 1 and found[3]["nodes"].shape == (3, len(VOCABULARY) + GEOMETRY)
-    assert "1 objects beyond 3 dropped" in capsys.readouterr().out
+    assert "1 objects beyond 3 dropped" in found.counts()
+    assert found.counts() in capsys.readouterr().out
 
 
 def test_exchanged_graphs_are_all_used_once_and_none_by_its_own_image(tmp_path):
@@ -486,6 +508,25 @@ def test_no_edges_leave_the_nodes(folder):
     assert own[1]["adjacency"].any()
 
 
+def test_a_set_without_edges_has_its_nodes(tmp_path):
+    path = write_image(tmp_path / "a.png")
+    file = write_detections(tmp_path / "a.json", [box(9, 20), box(12, 20)])
+    own = ImageSet([path], [file], N_PX, VOCABULARY, 20)[0]
+    bare = ImageSet([path], [file], N_PX, VOCABULARY, 20, edges=False)[0]
+    assert own["adjacency"].any() and not bare["adjacency"].any()
+    assert torch.equal(own["nodes"], bare["nodes"]) and torch.equal(own["mask"], bare["mask"])
+
+
+# ------------------------------------------------------------------ errors of a data set
+
+
+def refusal(*image_sets):
+    """The one error over all these sets."""
+    with pytest.raises(ValueError) as failure:
+        require_readable(*image_sets)
+    return str(failure.value)
+
+
 def test_unreadable_images_are_one_error_with_the_first_ten(tmp_path):
     paths = [write_image(tmp_path / f"good_{i}.png") for i in range(3)]
     whole = paths[0].read_bytes()
@@ -494,10 +535,8 @@ def test_unreadable_images_are_one_error_with_the_first_ten(tmp_path):
         if i % 2:  # cut short; the others are not there
             path.write_bytes(whole[:500])
         paths.insert(2 * i, path)
-    with pytest.raises(ValueError) as failure:
-        ImageSet(paths, [None] * len(paths), N_PX, VOCABULARY, 20)
-    message = str(failure.value)
-    assert message.startswith("12 ")
+    message = refusal(ImageSet(paths, [None] * len(paths), N_PX, VOCABULARY, 20))
+    assert message.startswith("12 images are missing or unreadable")
     assert [f"bad_{i:02d}.png" in message for i in range(12)] == [True] * 10 + [False] * 2
     assert "good" not in message
 
@@ -505,11 +544,32 @@ def test_unreadable_images_are_one_error_with_the_first_ten(tmp_path):
 def test_images_that_no_file_fits_are_one_error_with_the_first_ten(folder):
     gone = {f"gone_{i:02d}.tif": ("one",) for i in range(12)}
     write_karpathy(folder, {"train": {**CAPTIONS, **gone}, "val": {"a.tif": ("a ship",)}})
-    with pytest.raises(ValueError) as failure:
-        load(folder)
-    message = str(failure.value)
-    assert "12 " in message
+    message = refusal(load(folder))
+    assert message.startswith("12 images are missing or unreadable")
     assert [f"gone_{i:02d}" in message for i in range(12)] == [True] * 10 + [False] * 2
+
+
+def test_problems_of_all_splits_are_one_error(folder):
+    write_image(folder / "imgs" / "f.png")
+    write_image(folder / "more" / "f.png")
+    (folder / "imgs" / "b.png").write_bytes(b"cut short")
+    (folder / "imgs" / "e.png").write_bytes(b"")
+    train = {"gone.tif": ("one",), "a.tif": ("two",), "b.tif": ("three",)}
+    val = {"e.tif": ("four",), "f.tif": ("five",), "lost.tif": ("six",), "c.tif": ("seven",)}
+    write_karpathy(folder, {"train": train, "val": val})
+    data = RetrievalData(options_of(folder))
+    sets = [data.image_set(split, N_PX, VOCABULARY) for split in ("train", "val")]
+    assert [len(image_set.problems) for image_set in sets] == [2, 3]
+    message = refusal(*sets)
+    assert message.startswith("5 images are missing or unreadable")
+    for name in ("'gone.tif'", "b.png", "e.png", "imgs/f.png", "more/f.png", "'lost.tif'"):
+        assert name in message
+    for name in ("a.png", "c.png"):
+        assert name not in message
+
+
+def test_readable_sets_are_no_error(folder):
+    assert load(folder).problems == [] and require_readable(load(folder), load(folder)) is None
 
 
 def test_folders_that_do_not_exist_are_errors_that_name_the_option(folder, tmp_path):
@@ -522,17 +582,51 @@ def test_folders_that_do_not_exist_are_errors_that_name_the_option(folder, tmp_p
         RetrievalData(parse(["--dataset", "mini"]))
 
 
+def test_another_data_set_called_scenes_is_an_error_and_stays_as_it_is(folder):
+    def tree():
+        return {p: p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+    before = tree()
+    with pytest.raises(ValueError, match="--dataset") as failure:
+        RetrievalData(options_of(folder, "--dataset", "scenes"))
+    assert str(folder) in str(failure.value)
+    assert tree() == before
+
+
 def test_unknown_split_is_an_error_that_lists_those_there_are(folder):
     with pytest.raises(ValueError, match="no split 'test'; there are train, val"):
         RetrievalData(options_of(folder)).records("test")
 
 
-def test_report_names_origin_and_blank_captions(folder, capsys):
-    write_karpathy(folder, {"train": {**CAPTIONS, "c.tif": (" ",)}, "val": {"a.tif": ("a ship",)}})
+def reported(folder, capsys):
     RetrievalData(options_of(folder)).report()
-    out = capsys.readouterr().out
-    assert "dataset.json" in out
-    assert "1 blank captions dropped (dataset.json: c.tif, sentence 0" in out and "c.tif" in out
+    return capsys.readouterr().out.splitlines()
+
+
+def test_report_names_origin_sizes_and_what_was_blank(folder, capsys):
+    splits = {"train": CAPTIONS, "val": {"a.tif": ("a ship",)}}
+    write_karpathy(folder, splits)
+    origin = f"mini: Karpathy-style JSON {folder / 'dataset.json'}; images: train"
+    assert reported(folder, capsys) == [f"{origin} 5, val 1"]
+    write_karpathy(folder, {**splits, "train": {**CAPTIONS, "c.tif": (" ",), "e.tif": ()}})
+    assert reported(folder, capsys) == [
+        f"{origin} 3, val 1",
+        "mini: 2 blank captions dropped: dataset.json: c.tif, sentence 0, "
+        "dataset.json: e.tif, no sentence",
+        "mini: 2 images left out for want of captions: c.tif, e.tif",
+    ]
+
+
+@pytest.mark.parametrize("count", [10, 12])
+def test_report_lists_ten_places_and_says_if_there_are_more(folder, capsys, count):
+    bare = {f"bare_{i:02d}.tif": (" ",) for i in range(count)}
+    write_karpathy(folder, {"train": {**CAPTIONS, **bare}, "val": {"a.tif": ("a ship",)}})
+    _, *lines = reported(folder, capsys)
+    for line, what in zip(lines, ("blank captions", "images left out"), strict=True):
+        assert line.startswith(f"mini: {count} {what}")
+        named = [f"bare_{i:02d}.tif" in line for i in range(count)]
+        assert named == [True] * 10 + [False] * (count - 10)
+        assert line.endswith(", ...") == (count > 10)
 
 
 # ------------------------------------------------------------------ training items
@@ -540,7 +634,7 @@ def test_report_names_origin_and_blank_captions(folder, capsys):
 
 def training_set(folder, augment=(), drop_graphs=0.0, seed=0):
     data = RetrievalData(options_of(folder))
-    image_set = data.images("train", N_PX, VOCABULARY)
+    image_set = data.image_set("train", N_PX, VOCABULARY)
     return TrainingSet(image_set, data.records("train"), DEFINITION, augment, drop_graphs, seed)
 
 

@@ -322,18 +322,66 @@ def checkpoint(tmp_path, tiny_model, tiny_definition, mini):
 
 
 def test_script_measures_a_checkpoint(tmp_path, checkpoint, mini, device, capsys):
-    out = tmp_path / "result.json"
+    out = tmp_path / "new" / "result.json"
     arguments = ["--checkpoint", str(checkpoint), "--json", str(out), "--device", device.type]
     result = evaluate.main(arguments)
     written = json.loads(out.read_text(encoding="utf-8"))
     assert (written["dataset"], written["split"], written["epoch"]) == ("mini", "test", 7)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert written["checkpoint_sha256"] == digest
-    assert written["options"]["data_root"] == str(mini)
+    assert written["data_options"]["data_root"] == str(mini)
+    assert written["caption_equivalence"] is False
     assert (written["images"], written["captions"]) == (12, 60)
     for key in ("mR", "image_to_text", "text_to_image", "mR_pessimistic", "mR_optimistic"):
         assert written[key] == result[key]
     assert f"mR {result['mR']:.1f}" in capsys.readouterr().out
+
+
+def test_written_options_are_the_datas_and_those_of_training(tmp_path, checkpoint, mini):
+    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu", "--batch-size", "5"]
+    how = ["--graph-control", "no-edges", "--caption-equivalence"]
+    evaluate.main([*fixed, *how, "--json", str(tmp_path / "result.json")])
+    written = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert "options" not in written and written["caption_equivalence"] is True
+    assert written["data_options"] == {
+        "dataset": "mini",
+        "data_root": str(mini),
+        "det_json": None,
+        "graph_control": "no-edges",
+        "cache_gb": 4,
+        "workers": 0,
+    }
+    trained = train.parse(["--dataset", "mini", "--data-root", str(mini)])
+    assert written["training_options"] == json.loads(json.dumps(trained))
+    assert (trained["batch_size"], trained["graph_control"]) == (128, "own")
+
+
+def test_data_options_that_are_not_given_are_the_checkpoints():
+    options, given = evaluate.parse(["--workers", "2", "--split", "val"])
+    assert options.split == "val"
+    assert given.pop("workers") == 2
+    assert set(given) == {"dataset", "data_root", "det_json", "graph_control", "cache_gb"}
+    assert set(given.values()) == {None}
+
+
+@pytest.mark.parametrize("option", [["--augment", "flip"], ["--drop-graphs", "0.5"]])
+def test_options_of_training_data_are_refused(option, capsys):
+    assert train.parse(option)
+    with pytest.raises(SystemExit):
+        evaluate.parse(option)
+    assert option[0] in capsys.readouterr().err
+
+
+def test_missing_and_unreadable_images_are_one_error(tmp_path, checkpoint):
+    root = tmp_path / "broken"
+    scenes.generate(root, splits={"train": 2, "val": 2, "test": 11})
+    gone, broken, *_ = (record.name for record in read_annotations(root).splits["test"])
+    (root / "images" / gone).unlink()
+    (root / "images" / broken).write_bytes(b"broken")
+    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu", "--data-root", str(root)]
+    with pytest.raises(ValueError, match="^2 images are missing or unreadable") as failure:
+        evaluate.main(fixed)
+    assert gone in str(failure.value) and broken in str(failure.value)
 
 
 def test_script_measures_another_split_and_another_data_set(tmp_path, checkpoint):
@@ -358,7 +406,7 @@ def test_script_agrees_with_encoding_one_by_one_and_sorting(checkpoint):
     network, saved = load_checkpoint(checkpoint)
     data = RetrievalData(saved["options"])
     records = data.records("val")
-    image_set = data.images("val", saved["definition"]["image_size"], read_labels())
+    image_set = data.image_set("val", saved["definition"]["image_size"], read_labels())
     images = encode_images(network, image_set, "cpu", batch_size=1)["fused"]
     hits = []
     for i, record in enumerate(records):

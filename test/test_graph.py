@@ -21,7 +21,6 @@ from V_Graph import (
     build_matrices,
     graph_arrays,
     load_detections,
-    match_detections,
     read_labels,
 )
 
@@ -465,37 +464,86 @@ def _files(folder, *names):
 
 def test_a_mirrored_path_is_found_before_the_bare_stem(tmp_path):
     _files(tmp_path, "train/a/port.json", "a/port.json", "port.json")
-    found = match_detections(["train/a/port.tif"], tmp_path)
+    found = images.match_detections(["train/a/port.tif"], tmp_path)
     assert found == {"train/a/port.tif": tmp_path / "train/a/port.json"}
 
 
 def test_leading_folders_are_taken_off_down_to_the_stem(tmp_path):
     _files(tmp_path, "a/port.json", "dam.json")
-    found = match_detections(["train/a/port.tif", "train/a/dam.v2.tif", "x/y/dam.png"], tmp_path)
+    found = images.match_detections(
+        ["train/a/port.tif", "train/a/dam.v2.tif", "x/y/dam.png"], tmp_path
+    )
     assert found["train/a/port.tif"] == tmp_path / "a/port.json"
     assert found["x/y/dam.png"] == tmp_path / "dam.json"
     assert found["train/a/dam.v2.tif"] is None
 
 
-@pytest.mark.parametrize("paths", [("a/port.tif", "b/port.tif"), ("port.tif", "port.png")])
-def test_two_images_that_fit_one_file_are_an_error_naming_both(tmp_path, paths):
+def test_two_images_of_one_stem_and_folder_are_an_error_naming_both(tmp_path):
     _files(tmp_path, "port.json")
     with pytest.raises(ValueError) as error:
-        match_detections(list(paths), tmp_path)
-    for name in (*paths, str(tmp_path / "port.json")):
+        images.match_detections(["port.tif", "port.png"], tmp_path)
+    for name in ("port.tif", "port.png", str(tmp_path / "port.json")):
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("paths", "files", "uncertain"),
+    [
+        (("a/port", "b/port"), ("port.json",), "port.json"),
+        (("a/port", "b/port"), ("a/port.json", "port.json"), "port.json"),
+        (("train/a/port", "val/a/port"), ("a/port.json",), "a/port.json"),
+    ],
+)
+def test_a_shortened_path_in_which_two_images_end_is_an_error_naming_both(
+    tmp_path, paths, files, uncertain, order
+):
+    _files(tmp_path, *files)
+    with pytest.raises(ValueError) as error:
+        images.match_detections([f"{path}.tif" for path in paths][::order], tmp_path)
+    for name in (*paths, str(tmp_path / uncertain)):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("image", ["/tiles/1.png", "/a/tiles/1.png"])
+def test_a_shortened_path_in_which_two_files_end_is_an_error_naming_both(tmp_path, image):
+    _files(tmp_path, "1.json", "a/1.json")
+    with pytest.raises(ValueError) as error:
+        images.match_detections([image], tmp_path)
+    for name in (image, str(tmp_path / "1.json"), "1 and a/1"):
+        assert name in str(error.value)
+
+
+def test_whole_paths_are_matched_by_their_ends(tmp_path):
+    _files(tmp_path, "b.json", "north/a.json", "south/a.json")
+    names = ["/tiles/b.png", "/tiles/north/a.png", "/tiles/south/a.png"]
+    assert images.match_detections(names, tmp_path) == {
+        "/tiles/b.png": tmp_path / "b.json",
+        "/tiles/north/a.png": tmp_path / "north/a.json",
+        "/tiles/south/a.png": tmp_path / "south/a.json",
+    }
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_an_exact_claim_wins_over_a_stem_claim(tmp_path, order):
     _files(tmp_path, "port.json")
-    found = match_detections(["port.tif", "a/port.tif"][::order], tmp_path)
+    found = images.match_detections(["port.tif", "a/port.tif"][::order], tmp_path)
     assert found == {"port.tif": tmp_path / "port.json", "a/port.tif": None}
+
+
+def test_an_image_whose_every_claim_is_anothers_own_has_none(tmp_path):
+    _files(tmp_path, "port.json", "a/port.json")
+    found = images.match_detections(["port.tif", "a/port.tif", "b/a/port.tif"], tmp_path)
+    assert found == {
+        "port.tif": tmp_path / "port.json",
+        "a/port.tif": tmp_path / "a/port.json",
+        "b/a/port.tif": None,
+    }
 
 
 def test_same_stems_in_mirrored_folders_are_told_apart(tmp_path):
     _files(tmp_path, "a/port.json", "b/port.json")
-    found = match_detections(["a/port.tif", "b/port.jpg"], tmp_path)
+    found = images.match_detections(["a/port.tif", "b/port.jpg"], tmp_path)
     assert found == {
         "a/port.tif": tmp_path / "a/port.json",
         "b/port.jpg": tmp_path / "b/port.json",
@@ -504,11 +552,11 @@ def test_same_stems_in_mirrored_folders_are_told_apart(tmp_path):
 
 def test_an_image_without_a_file_has_none(tmp_path):
     _files(tmp_path, "port.json")
-    assert match_detections(["dam.tif", "report.tif"], tmp_path) == {
+    assert images.match_detections(["dam.tif", "report.tif"], tmp_path) == {
         "dam.tif": None,
         "report.tif": None,
     }
-    assert match_detections(["port.tif"], tmp_path / "missing") == {"port.tif": None}
+    assert images.match_detections(["port.tif"], tmp_path / "missing") == {"port.tif": None}
 
 
 # ------------------------------------------------------------------ build_graph

@@ -23,6 +23,7 @@ from V_Graph import read_labels
 
 ROOT = Path(__file__).parent.parent
 NAMES = [f"sample_{i}.png" for i in range(1, 6)]
+TILES = ["b.png", "north/a.png", "south/a.png"]
 SENTENCES = (ROOT / "test" / "queries.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -82,10 +83,8 @@ def expected_scores(checkpoint, names, detections, queries):
     network, saved = load_checkpoint(checkpoint)
     columns = []
     for name, file in zip(names, detections, strict=True):
-        root, folder = Path(name).parent, file and Path(file).parent
-        columns.append(
-            encode_images(network, load_images([name], root, folder, saved), "cpu")["fused"][0]
-        )
+        images = load_images([name], [Path(name).name], file and Path(file).parent, saved)
+        columns.append(encode_images(network, images, "cpu")["fused"][0])
     rows = [encode_texts(network, [query], "cpu")[0] for query in queries]
     return torch.stack(rows) @ torch.stack(columns).T
 
@@ -102,9 +101,11 @@ def test_default_prints_the_matrix_of_the_samples(show, checkpoint):
         SENTENCES,
     )
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
-    assert lines[0] == "Similarity Score Matrix (Text-Image):"
-    assert lines[1].split() == ["Img1", "Img2", "Img3", "Img4", "Img5"]
-    assert [line.split(":")[0] for line in lines[2:7]] == [f"Query {q}" for q in range(1, 6)]
+    counts, title, heads, *rows = lines
+    assert counts.startswith("0 of 5 images without a detection file, 0 objects")
+    assert title == "Similarity Score Matrix (Text-Image):"
+    assert heads.split() == ["Img1", "Img2", "Img3", "Img4", "Img5"]
+    assert [row.split(":")[0] for row in rows[:5]] == [f"Query {q}" for q in range(1, 6)]
     for row, cells in zip(scores.tolist(), matrix(lines), strict=True):
         assert [cell.rstrip("*") for cell in cells] == [f"{value:.2f}" for value in row]
         assert [i for i, cell in enumerate(cells) if "*" in cell] == [int(np.argmax(row))]
@@ -115,34 +116,66 @@ def test_default_prints_the_matrix_of_the_samples(show, checkpoint):
 
 
 def test_columns_stand_below_their_heads(show):
-    _, lines = show()
-    heads = [head.end() for head in re.finditer(r"Img\d", lines[1])]
-    for line in lines[2:7]:  # the last place is the mark's
+    _, (_, _, top, *rows) = show()
+    heads = [head.end() for head in re.finditer(r"Img\d", top)]
+    for line in rows[:5]:  # the last place is the mark's
         assert [number.end() + 1 for number in re.finditer(r"-?\d\.\d\d", line)] == heads
 
 
 def test_images_are_files_folders_and_globs(show, tiles):
     folder, _ = tiles
-    everything = ["b.png", "north/a.png", "south/a.png"]
+    everything = [f"{folder.as_posix()}/{name}" for name in TILES]
     query = ("--queries", "a plane")
     assert legend(show("--images", folder, *query)[1])[0] == everything
     assert legend(show("--images", f"{folder}/**/*.png", *query)[1])[0] == everything
     assert legend(show("--images", f"{folder}/*/a.png", *query)[1])[0] == everything[1:]
     chosen = (folder / "south" / "a.png", folder / "b.png")
-    assert legend(show("--images", *chosen, *query)[1])[0] == ["south/a.png", "b.png"]
+    assert legend(show("--images", *chosen, *query)[1])[0] == [everything[2], everything[0]]
     both = show("--images", folder / "north", folder / "b.png", *query)[1]
-    assert legend(both)[0] == ["north/a.png", "b.png"]
+    assert legend(both)[0] == [everything[1], everything[0]]
     assert legend(show("--images", folder, folder / "b.png", *query)[1])[0] == everything
+
+
+def test_images_are_called_as_they_were_given(show, tiles, tmp_path, monkeypatch):
+    folder, _ = tiles
+    monkeypatch.chdir(folder / "north")
+    table, dump = tmp_path / "m.csv", tmp_path / "m.json"
+    written = ("--csv", table, "--json", dump)
+    _, lines = show("--images", "a.png", "../south", "../*.png", "--queries", "snow", *written)
+    names = ["a.png", "../south/a.png", "../b.png"]
+    assert legend(lines)[0] == names
+    assert table.read_text(encoding="utf-8").splitlines()[0] == ",".join(["query", *names])
+    assert json.loads(dump.read_text(encoding="utf-8"))["images"] == names
 
 
 def test_mirrored_detections_go_to_their_images(show, tiles, checkpoint):
     folder, detections = tiles
     scores, lines = show("--images", folder, "--det-json", detections, "--queries", *SENTENCES)
-    files = [detections / "b.json", detections / "north/a.json", detections / "south/a.json"]
-    names = [folder / name for name in legend(lines)[0]]
-    expected = expected_scores(checkpoint, names, files, SENTENCES)
+    files = [(detections / name).with_suffix(".json") for name in TILES]
+    expected = expected_scores(checkpoint, legend(lines)[0], files, SENTENCES)
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
-    assert not any("no detections" in line for line in lines)
+    assert lines[0].startswith("0 of 3 images without a detection file")
+
+
+def test_detections_of_single_images_are_matched_by_the_ends_of_their_paths(
+    show, tiles, monkeypatch
+):
+    folder, detections = tiles
+    query = ("--det-json", detections, "--queries", *SENTENCES)
+    whole, _ = show("--images", folder, *query)
+    monkeypatch.chdir(folder / "north")
+    apart, lines = show("--images", "a.png", "../south", "../*.png", *query)
+    assert lines[0].startswith("0 of 3 images without a detection file")
+    torch.testing.assert_close(apart, whole[:, [1, 2, 0]], rtol=0, atol=1e-5)
+
+
+def test_detections_that_fit_several_images_are_an_error(show, tiles):
+    folder, detections = tiles
+    (detections / "north" / "a.json").rename(detections / "a.json")
+    (detections / "south" / "a.json").unlink()
+    with pytest.raises(ValueError, match="a.json") as failure:
+        show("--images", folder, "--det-json", detections)
+    assert "north/a and south/a" in str(failure.value)
 
 
 def test_detections_change_the_scores(show, tiles, checkpoint):
@@ -150,9 +183,8 @@ def test_detections_change_the_scores(show, tiles, checkpoint):
     with_graphs, _ = show("--images", folder, "--det-json", detections)
     without, lines = show("--images", folder)
     assert (with_graphs - without).abs().amax(dim=0).min() > 1e-4
-    assert "3 of 3 images have no detections: CLIP's embedding alone" in lines
-    names = [folder / name for name in legend(lines)[0]]
-    expected = expected_scores(checkpoint, names, [None] * 3, SENTENCES)
+    assert lines[0].startswith("3 of 3 images without a detection file")
+    expected = expected_scores(checkpoint, legend(lines)[0], [None] * 3, SENTENCES)
     torch.testing.assert_close(without, expected, rtol=0, atol=1e-5)
 
 
@@ -171,7 +203,7 @@ def test_queries_are_sentences_and_text_files(show, tmp_path):
 
 
 def test_top_k_csv_and_json_agree_with_the_matrix(show, tmp_path):
-    table, dump = tmp_path / "m.csv", tmp_path / "m.json"
+    table, dump = tmp_path / "new" / "m.csv", tmp_path / "other" / "new" / "m.json"
     queries = ["two ships", 'a "plane", on grass']
     scores, lines = show(
         "--queries", *queries, "--top-k", "3", "--csv", table, "--json", dump
@@ -203,7 +235,12 @@ def test_more_images_than_a_matrix_holds_are_ranked(show, tmp_path):
     assert "Similarity Score Matrix (Text-Image):" not in lines
     ranked = [line.split()[-1] for line in lines if re.match(r" +\d+\. ", line)]
     order = torch.argsort(scores[0], descending=True)[:10].tolist()
-    assert ranked == [f"{i:02d}.png" for i in order]
+    assert ranked == [f"{tmp_path.as_posix()}/{i:02d}.png" for i in order]
+
+
+def test_a_negative_top_k_is_an_error(show):
+    with pytest.raises(ValueError, match="--top-k -1"):
+        show("--top-k", "-1")
 
 
 def test_printed_and_ranked_best_agree_where_images_tie(show, tmp_path):
@@ -232,6 +269,24 @@ def test_wrong_queries_are_errors_that_name_the_option(show, tmp_path):
     for wrong in (blank, "  "):
         with pytest.raises(ValueError, match="--queries"):
             show("--queries", wrong)
+    mistyped = str(tmp_path / "blunk.txt")
+    with pytest.raises(ValueError, match=f"--queries {re.escape(mistyped)}: no such file"):
+        show("--queries", "a ship", mistyped)
+
+
+def test_queries_that_are_not_utf8_are_an_error_that_names_the_file(show, tmp_path):
+    file = tmp_path / "latin.txt"
+    file.write_bytes("zwei Häfen".encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*UTF-8"):
+        show("--queries", file)
+
+
+def test_unreadable_images_are_one_error_that_names_them(show, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="^2 images are missing or unreadable") as failure:
+        show("--images", tmp_path)
+    assert "a.png" in str(failure.value) and "b.png" in str(failure.value)
 
 
 def test_wrong_checkpoints_are_errors_that_name_them(tmp_path):
@@ -263,7 +318,7 @@ def samples(checkpoint):
     """The sample images with their graphs, and two of them without."""
     saved = load_checkpoint(checkpoint)[1]
     paths = [SAMPLES / name for name in NAMES]
-    found = load_images(paths, SAMPLES, ROOT / "det_json", saved)
+    found = load_images(paths, NAMES, ROOT / "det_json", saved)
     found.boxes[1] = found.boxes[1][0][:0], found.boxes[1][1][:0]
     return found
 
@@ -331,25 +386,25 @@ def test_device_option(monkeypatch):
 # ------------------------------------------------------------------ promises
 
 
-def verified(checkpoint, capsys, *arguments):
+def verified(checkpoint, capsys, device, *arguments):
     """Exit status of the script, and {promise: kept}."""
-    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu"]
+    fixed = ["--checkpoint", str(checkpoint), "--device", str(device)]
     status = integration.main([*fixed, *arguments])
     lines = capsys.readouterr().out.splitlines()
     kept = {line[7:].split(" (")[0]: line[:2] == "ok" for line in lines if line[:2] in ("ok", "FA")}
     return status, kept
 
 
-def test_a_sound_model_keeps_all_promises(checkpoint, capsys):
-    status, kept = verified(checkpoint, capsys)
+def test_a_sound_model_keeps_all_promises(checkpoint, capsys, device):
+    status, kept = verified(checkpoint, capsys, device)
     assert status == 0 and len(kept) == 3 and all(kept.values())
 
 
 def test_features_are_exported(checkpoint, tmp_path, capsys):
-    out = tmp_path / "features.npz"
-    verified(checkpoint, capsys, "--out", str(out))
+    out = tmp_path / "new" / "features.npz"
+    verified(checkpoint, capsys, "cpu", "--out", str(out))
     network, saved = load_checkpoint(checkpoint)
-    images = load_images([SAMPLES / name for name in NAMES], SAMPLES, ROOT / "det_json", saved)
+    images = load_images([SAMPLES / name for name in NAMES], NAMES, ROOT / "det_json", saved)
     expected = encode_images(network, images, "cpu")
     with np.load(out) as found:
         assert found["names"].tolist() == NAMES
@@ -365,9 +420,9 @@ def batch_mean(self, nodes, adjacency, mask):
     return self.mlp(x.mean(dim=(0, 1))).expand(len(nodes), -1)
 
 
-def test_the_published_pooling_breaks_two_promises(checkpoint, monkeypatch, capsys):
+def test_the_published_pooling_breaks_two_promises(checkpoint, monkeypatch, capsys, device):
     monkeypatch.setattr(model.FGCross, "encode_graph", batch_mean)
-    status, kept = verified(checkpoint, capsys)
+    status, kept = verified(checkpoint, capsys, device)
     assert status == 1
     assert kept == {
         "no dependence on batch mates": False,
@@ -376,29 +431,46 @@ def test_the_published_pooling_breaks_two_promises(checkpoint, monkeypatch, caps
     }
 
 
-def test_a_vector_for_images_without_objects_breaks_a_promise(checkpoint, monkeypatch, capsys):
+def test_a_vector_for_images_without_objects_breaks_a_promise(
+    checkpoint, monkeypatch, capsys, device
+):
     fuse = model.FGCross.fuse
     monkeypatch.setattr(
         model.FGCross,
         "fuse",
         lambda self, image, graph, mask: fuse(self, image, graph, mask | True),
     )
-    status, kept = verified(checkpoint, capsys)
+    status, kept = verified(checkpoint, capsys, device)
     assert status == 1
     assert [promise for promise, held in kept.items() if not held] == [
         "without objects, exactly CLIP's embedding"
     ]
 
 
-def test_checking_leaves_the_images_as_they_were(checkpoint, samples):
-    network = load_checkpoint(checkpoint)[0]
-    before = encode_images(network, samples, "cpu")["fused"]
-    integration.verify(network, samples, "cpu")
-    assert torch.equal(encode_images(network, samples, "cpu")["fused"], before)
+def test_checking_leaves_the_images_as_they_were(checkpoint, samples, device):
+    network = load_checkpoint(checkpoint, device)[0]
+    before = encode_images(network, samples, device)["fused"]
+    integration.verify(network, samples, device)
+    assert torch.equal(encode_images(network, samples, device)["fused"], before)
 
 
-def test_a_plain_clip_has_one_promise(tmp_path, tiny_model, tiny_definition, capsys):
+def test_a_dependence_beyond_the_devices_tolerance_breaks_a_promise(
+    checkpoint, samples, device, monkeypatch
+):
+    network = load_checkpoint(checkpoint, device)[0]
+    branches, allowed = network.encode_branches, integration.TOLERANCE[device.type]
+    for shift, kept in ((0, True), (2 * allowed, False)):
+
+        def shifted(image, *graph, shift=shift):
+            *parts, fused = branches(image, *graph)
+            return *parts, fused + shift * (len(image) == 1)
+
+        monkeypatch.setattr(network, "encode_branches", shifted)
+        assert integration.verify(network, samples, device)[0][1] is kept
+
+
+def test_a_plain_clip_has_one_promise(tmp_path, tiny_model, tiny_definition, capsys, device):
     options = train.parse(["--graph", "none"])
     path = tmp_path / "plain.pth"
     save_checkpoint(path, tiny_model(graph="none"), tiny_definition, read_labels().lines, options)
-    assert verified(path, capsys) == (0, {"no dependence on batch mates": True})
+    assert verified(path, capsys, device) == (0, {"no dependence on batch mates": True})

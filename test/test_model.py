@@ -1,6 +1,8 @@
 """The graph branch, its fusion with CLIP, and checkpoints."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -229,6 +231,23 @@ def test_an_image_without_objects_keeps_its_clip_embedding(random_model, device,
     assert (fused - pure)[others].abs().amax(dim=-1).min() > 1e-3
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_graph_features_of_an_image_without_objects_are_exactly_zero(
+    random_model, device, fusion
+):
+    network = random_model(fusion=fusion).to(device)
+    image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
+    features = network.encode_graph(*graph)
+    norms = features.norm(dim=-1)
+    assert norms[WITHOUT] == 0 and (norms > 1e-3).sum() == len(COUNTS) - 1
+    assert torch.equal(network.encode_branches(image, *graph)[1][WITHOUT], features[WITHOUT])
+    # Those of an image with and of one without objects: a norm of zero must not give NaN.
+    network.fuse(network.encode_image(image), features, graph[2]).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    assert network.mlp[2].bias.grad.any()
+
+
 def test_sum_weighs_the_branches_by_the_ratio(random_model):
     image, graph = pixels(len(COUNTS)), graphs(COUNTS)
     for ratio in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.2, 0.6)):
@@ -427,10 +446,9 @@ def test_saving_again_replaces_the_checkpoint(tiny_model, tiny_definition, tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
 
 
-def _refused(path):
-    with pytest.raises(ValueError) as error:
+def _refused(path, reason=""):
+    with pytest.raises(ValueError, match=re.escape(str(path)) + reason):
         load_checkpoint(path)
-    assert str(path) in str(error.value)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -447,10 +465,25 @@ def test_another_file_of_torch_is_refused_with_its_path(tmp_path, content):
     _refused(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 broken"], ids=str)
-def test_a_file_that_is_not_of_torch_is_refused_with_its_path(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello world", b"PK\x03\x04 broken", b"PK\x05\x06" + bytes(18)],
+    ids=["empty", "text", "cut", "no files"],
+)
+def test_a_file_that_is_not_of_torch_is_refused_with_its_path_and_the_kind_of_error(
+    tmp_path, content
+):
     path = tmp_path / "other.pt"
     path.write_bytes(content)
+    _refused(path, r": broken.*\(\w+Error\)$")
+
+
+def test_a_checkpoint_with_a_broken_directory_is_refused_with_its_path(
+    tiny_model, tiny_definition, tmp_path
+):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options())
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK??"))
     _refused(path)
 
 
@@ -464,7 +497,7 @@ def test_a_checkpoint_cut_short_is_refused_with_its_path(tiny_model, tiny_defini
 def test_code_in_a_checkpoint_is_refused_with_its_path(tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"weights": {}, "definition": {}, "labels": [], "options": tmp_path.exists}, path)
-    _refused(path)
+    _refused(path, r": .*more than tensors and numbers \(UnpicklingError\)$")
 
 
 def test_weights_that_do_not_fit_their_definition_are_refused_with_the_path(
@@ -473,6 +506,11 @@ def test_weights_that_do_not_fit_their_definition_are_refused_with_the_path(
     path = tmp_path / "best.pt"
     save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines[:-1], options())
     _refused(path)
+
+
+def test_a_definition_is_its_files_content_and_its_name():
+    content = json.loads((model.MODELS / "small.json").read_text(encoding="utf-8"))
+    assert model.read_definition("small") == {"name": "small", **content}
 
 
 def test_an_unknown_definition_is_an_error_that_lists_the_known():

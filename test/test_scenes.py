@@ -387,28 +387,48 @@ def test_what_is_there_is_left_alone(written, monkeypatch):
     assert read_tree(written) == before
 
 
-def test_an_interrupted_or_differing_data_set_is_written_anew(tmp_path):
-    scenes.generate(tmp_path, splits=SMALL)
-    complete = read_tree(tmp_path)
-    (tmp_path / "scenes.json").unlink()
-    (tmp_path / "images" / "scene_3.png").write_bytes(b"")
-    (tmp_path / "val_caps.txt").unlink()
-    scenes.generate(tmp_path, splits=SMALL)
-    assert read_tree(tmp_path) == complete
-    scenes.generate(tmp_path, seed=1, splits=SMALL)
-    assert read_tree(tmp_path)["images/scene_0.png"] != complete["images/scene_0.png"]
+def stamp(folder):
+    return json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
 
 
-def test_the_stamp_is_written_last(tmp_path, monkeypatch):
+def test_an_interrupted_data_set_says_so_and_is_written_anew(tmp_path, written, monkeypatch):
     def interrupted(image_file, detection_file, seed, index):
+        assert stamp(tmp_path)["complete"] is False
         if index == 4:
             raise KeyboardInterrupt
+        image_file.write_bytes(b"another image")
         return ["a sentence"]
 
-    monkeypatch.setattr(scenes, "_write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        scenes.generate(tmp_path, splits=SMALL)
-    assert not (tmp_path / "scenes.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(scenes, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scenes.generate(tmp_path, splits=SMALL)
+    assert stamp(tmp_path) == {**stamp(written), "complete": False}
+    scenes.generate(tmp_path, splits=SMALL)
+    assert stamp(tmp_path)["complete"] is True
+    assert read_tree(tmp_path) == read_tree(written)
+
+
+def test_a_differing_data_set_is_written_anew(tmp_path, written):
+    complete = read_tree(written)
+    scenes.generate(tmp_path, seed=1, splits=SMALL)
+    assert read_tree(tmp_path)["images/scene_0.png"] != complete["images/scene_0.png"]
+    scenes.generate(tmp_path, splits=SMALL)
+    assert read_tree(tmp_path) == complete
+
+
+@pytest.mark.parametrize(
+    "name", ["images/scene_0.png", "train_caps.txt", "dataset.json", "det_json/scene_0.json"]
+)
+def test_a_folder_of_other_files_is_an_error_and_stays_as_it_is(tmp_path, name):
+    folder = tmp_path / "mine"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine", encoding="utf-8")
+    before = sorted(folder.rglob("*")), read_tree(folder)
+    with pytest.raises(ValueError, match="--dataset") as failure:
+        scenes.generate(folder, splits=SMALL)
+    assert str(folder) in str(failure.value)
+    assert (sorted(folder.rglob("*")), read_tree(folder)) == before
 
 
 def test_samples_are_those_committed(tmp_path):

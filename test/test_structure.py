@@ -11,10 +11,9 @@ from towers import CLIP
 
 ROOT = Path(__file__).parent.parent
 LEVELS = (  # a script imports only from levels above its own in this list
-    ("V_Graph", "simple_tokenizer", "loss", "towers", "images", "shapes"),
+    ("V_Graph", "simple_tokenizer", "loss", "towers", "images", "augment", "shapes"),
     ("model", "annotations", "scenes"),
     ("clip",),
-    ("augment",),
     ("dataloader",),
     ("clip_gcn_image_feature_integration",),
     ("evaluate",),
@@ -92,6 +91,7 @@ def test_every_definition_is_read_and_builds_a_model():
     assert names == sorted(path.stem for path in (ROOT / "models").glob("*.json")) and names
     for name in names:
         definition = read_definition(name)
+        assert definition["name"] == name
         with torch.device("meta"):  # shapes only, no memory
             network = CLIP(definition)
         assert network.text_projection.shape[1] == definition["embed_dim"]

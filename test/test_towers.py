@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 
 import numpy as np
 import open_clip
@@ -206,14 +205,14 @@ def definitions(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("definition", [VIT, RESNET], ids=["ViT", "ResNet"])
-def test_load_reads_a_plain_state_dict_in_openai_naming(definitions, device, definition):
+@pytest.mark.parametrize(("name", "definition"), [("vit", VIT), ("resnet", RESNET)])
+def test_load_reads_a_plain_state_dict_in_openai_naming(definitions, device, name, definition):
     theirs = randomise(reference(definition))
     path = definitions / "weights.pt"
     torch.save(theirs.state_dict(), path)
     ours, preprocess = clip.load(str(path), device=device)
     assert not ours.training and next(ours.parameters()).device.type == device.type
-    assert ours.definition == definition
+    assert ours.definition == {"name": name, **definition}
     size = definition["image_size"]
     assert preprocess(Image.new("RGB", (70, 50))).shape == (3, size, size)
     assert max(largest_difference(ours, theirs, size, device)) <= TOLERANCE
@@ -235,7 +234,7 @@ def test_load_looks_for_openai_names_in_models(definitions, name):
     with pytest.raises(ValueError, match=re.escape(str(definitions / file))):
         clip.load(name)
     torch.save(CLIP(VIT).state_dict(), definitions / file)
-    assert clip.load(name)[0].definition == VIT
+    assert clip.load(name)[0].definition == {"name": "vit", **VIT}
 
 
 def test_available_models_are_those_with_definitions():
@@ -254,6 +253,18 @@ def test_load_refuses_other_shapes_and_lists_them(definitions):
     assert str(path) in message and "positional_embedding (50, 48)" in message
     for name in ("resnet", "vit", *weights):
         assert name in message
+
+
+def test_load_refuses_shapes_that_fit_two_definitions_and_names_both(definitions):
+    twin = {**VIT, "vision": {**VIT["vision"], "heads": 4}}  # no shape tells the heads
+    (definitions / "twin.json").write_text(json.dumps(twin))
+    path = definitions / "weights.pt"
+    torch.save(CLIP(VIT).state_dict(), path)
+    with pytest.raises(ValueError, match="twin, vit") as error:
+        clip.load(path)
+    assert str(path) in str(error.value) and "resnet" not in str(error.value)
+    torch.save(CLIP(RESNET).state_dict(), path)
+    assert clip.load(path)[0].definition["name"] == "resnet"
 
 
 def test_load_refuses_missing_and_additional_names(definitions):
@@ -293,21 +304,37 @@ def test_load_refuses_what_is_no_state_dict(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 broken"], ids=str)
-def test_load_names_a_file_that_is_not_of_torch(tmp_path, content):
+def test_load_names_a_file_that_is_not_of_torch_and_the_kind_of_error(tmp_path, content):
     path = tmp_path / "broken.pt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(str(path))):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: broken.*\(\w+Error\)$"):
         clip.load(path)
 
 
-@pytest.mark.filterwarnings("ignore:.*TorchScript")
-def test_load_names_a_torchscript_archive(tmp_path):
-    path = tmp_path / "scripted.pt"  # as OpenAI distributes them; torch knows one by this record
-    torch.save({}, path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("scripted/constants.pkl", b"")
-    with pytest.raises(ValueError, match=re.escape(str(path))):
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_load_tells_how_to_convert_a_torchscript_archive(definitions, monkeypatch):
+    class Archive(nn.Module):  # OpenAI distributes its weights so
+        def __init__(self, weights):
+            super().__init__()
+            for name, tensor in weights.items():
+                if "." not in name:
+                    self.register_buffer(name, tensor)
+            for name, child in CLIP(VIT).named_children():
+                self.add_module(name, child)
+
+        def forward(self, x):
+            return x
+
+    network, path = CLIP(VIT), definitions / "archive.pt"
+    archive = Archive(network.state_dict())
+    archive.load_state_dict(network.state_dict())
+    torch.jit.save(torch.jit.trace(archive, torch.zeros(1), check_trace=False), path)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: a TorchScript") as error:
         clip.load(path)
+    monkeypatch.chdir(definitions)
+    exec(re.search(r"torch\.save\(.+\)", str(error.value))[0])
+    found = clip.load("weights.pt")[0].state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
 
 
 # ------------------------------------------------------------------ preprocess
@@ -322,6 +349,23 @@ def test_preprocess_equals_open_clip(size, n_px):
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     ours, theirs = clip.preprocess(n_px)(image), image_transform(n_px, is_train=False)(image)
     assert ours.shape == theirs.shape == (3, n_px, n_px) and ours.dtype == torch.float32
+    step = 1 / 255 / torch.tensor(clip.STD)[:, None, None]
+    assert ((ours - theirs).abs() <= step).all()
+    assert (ours - theirs).abs().mean() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(301, 173), (224, 224), (7, 5)], ids=str)
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_preprocess_converts_to_rgb_first_and_then_equals_open_clip(mode, size):
+    channels = {"L": 1, "P": 3}.get(mode, 4)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], channels), dtype=np.uint8)
+    if mode == "P":
+        image = Image.fromarray(pixels).quantize(64)
+    else:
+        image = Image.frombytes(mode, size, pixels.tobytes())
+    # open_clip converts last: palettes are resized by nearest neighbour, alpha is weighed in.
+    reference = image if mode == "L" else image.convert("RGB")
+    ours, theirs = clip.preprocess(224)(image), image_transform(224, is_train=False)(reference)
     step = 1 / 255 / torch.tensor(clip.STD)[:, None, None]
     assert ((ours - theirs).abs() <= step).all()
     assert (ours - theirs).abs().mean() < 1e-6

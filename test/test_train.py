@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from annotations import read_annotations
 from augment import AUGMENTATIONS
 from dataloader import RetrievalData, TrainingSet
 from loss import info_nce, positive_mask
-from model import load_checkpoint
+from model import load_checkpoint, read_definition
 from towers import CLIP
 from V_Graph import read_labels
 
@@ -55,9 +56,9 @@ def run(mini, tmp_path, tiny_definition, monkeypatch):
         definition = {**tiny_definition, "vision": vision or tiny_definition["vision"]}
         monkeypatch.setattr(train, "read_definition", lambda name: definition)
         fixed = ["--dataset", "mini", "--data-root", str(mini), "--out", str(tmp_path / out)]
-        small = ["--labels", str(ROOT / "det_json" / "labels.txt"), "--augment"]
         device = [] if "--device" in arguments else ["--device", "cpu"]
-        train.main([*fixed, *small, *device, "--batch-size", "8", "--epochs", "1", *arguments])
+        small = ["--augment", *device, "--batch-size", "8", "--epochs", "1"]
+        train.main([*fixed, *small, *arguments])
         return tmp_path / out
 
     return start
@@ -69,9 +70,9 @@ def started(monkeypatch):
     before, start = {}, train.start_model
 
     def remember(*arguments):
-        definition, network = start(*arguments)
+        network, definition = start(*arguments)
         before.update({k: v.clone() for k, v in network.state_dict().items()})
-        return definition, network
+        return network, definition
 
     monkeypatch.setattr(train, "start_model", remember)
     return before
@@ -143,7 +144,7 @@ def test_an_epoch_equals_a_plain_loop(run, started):
     options = saved["options"]
     network.load_state_dict(started)
     data = RetrievalData(options)
-    images = data.images("train", saved["definition"]["image_size"], read_labels())
+    images = data.image_set("train", saved["definition"]["image_size"], read_labels())
     how = saved["definition"], [], 0, options["seed"]
     batches = TrainingSet(images, data.records("train"), *how).batches(1, 8)
     groups = [
@@ -167,11 +168,14 @@ def test_an_epoch_equals_a_plain_loop(run, started):
             torch.testing.assert_close(saved["weights"][name], tensor, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_precisions_run(run, device, precision):
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_precisions_run(run, started, device, precision):
     folder = run("--precision", precision, "--device", device.type)
     assert math.isfinite(log_of(folder)[0]["loss"])
-    assert all(tensor.dtype != torch.bfloat16 for tensor in weights_of(folder).values())
+    weights = weights_of(folder)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert {"text_projection", "gcn1.lin.weight"} <= changed(started, weights)
 
 
 def test_precision_defaults_to_fp32_on_the_cpu():
@@ -180,14 +184,31 @@ def test_precision_defaults_to_fp32_on_the_cpu():
     assert train.pick_precision("fp16", torch.device("cpu")) == torch.float16
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((8, 9), torch.bfloat16),
+        ((12, 0), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_precision_on_cuda_is_bf16_where_the_hardware_has_it(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert train.pick_precision(None, torch.device("cuda")) == precision
+    assert train.pick_precision("fp32", torch.device("cuda")) == torch.float32
+
+
 def test_only_training_images_to_be_cropped_are_kept_larger(run, monkeypatch):
-    sizes, read = {}, RetrievalData.images
+    sizes, read = {}, RetrievalData.image_set
 
     def remember(self, split, n_px, vocabulary):
         sizes[split] = n_px
         return read(self, split, n_px, vocabulary)
 
-    monkeypatch.setattr(RetrievalData, "images", remember)
+    monkeypatch.setattr(RetrievalData, "image_set", remember)
     run("--augment", "crop", "colour")
     assert sizes == {"train": 43, "val": 32}
     run("--augment", "flip")
@@ -213,6 +234,7 @@ def test_checkpoints_and_log_are_written(run, mini, capsys):
     assert (saved["epoch"], saved["best_score"]) == (best["epoch"], best["val_mR"])
     assert load_checkpoint(folder / "last.pth")[1]["epoch"] == 3
     assert saved["options"]["data_root"] == str(mini)
+    assert saved["options"]["model"] == saved["definition"]["name"] == "tiny"
     assert len(saved["labels"]) == len(read_labels().lines)
     assert "best validation mR" in capsys.readouterr().out
 
@@ -289,9 +311,33 @@ def test_wrong_options_are_errors_that_name_them(run, tmp_path, monkeypatch):
         run("--data-root", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="nowhere.pt: no weights"):
         run("--clip", str(tmp_path / "nowhere.pt"))
+    with pytest.raises(ValueError, match="nowhere.txt.*--labels"):
+        run("--labels", str(tmp_path / "nowhere.txt"))
+    with pytest.raises(ValueError, match="--clip.*--model"):
+        run("--clip", "some.pt", "--model", "small")
+    with pytest.raises(ValueError, match="--train graph with --graph none"):
+        run("--train", "graph", "--graph", "none")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda"):
         run("--device", "cuda")
+
+
+def test_broken_images_of_both_splits_are_one_error(run, mini, tmp_path):
+    root = tmp_path / "broken"
+    shutil.copytree(mini, root)
+    splits = read_annotations(root).splits
+    gone, broken = splits["train"][3].name, splits["val"][5].name
+    (root / "images" / gone).unlink()
+    (root / "images" / broken).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="^2 images are missing or unreadable") as failure:
+        run("--data-root", str(root))
+    assert gone in str(failure.value) and broken in str(failure.value)
+
+
+def test_no_model_and_no_clip_mean_small():
+    options = train.parse([])
+    assert options["model"] is None
+    assert train.start_model(options, read_labels().lines)[1] == read_definition("small")
 
 
 # ------------------------------------------------------------------ freezing
@@ -334,6 +380,18 @@ def test_frozen_towers_keep_their_weights_and_buffers(run, started, part, tower)
     assert buffers <= moved if part == "image" else not buffers & moved
 
 
+@pytest.mark.parametrize("part", ["all", *FROZEN])
+def test_frozen_towers_without_pretrained_weights_are_said_to_stay_random(
+    run, pretrained, capsys, part
+):
+    run("--train", part)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "stay random" in line]
+    said = f"--train {part} without --clip: the frozen towers stay random"
+    assert lines == ([] if part == "all" else [said])
+    run("--train", part, "--clip", str(pretrained[0]))
+    assert "stay random" not in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------ a pretrained start
 
 
@@ -353,6 +411,7 @@ def test_a_pretrained_start_has_its_weights(run, started, pretrained):
     path, weights = pretrained
     folder = run("--clip", str(path))
     assert all(torch.equal(started[name], tensor) for name, tensor in weights.items())
+    assert load_checkpoint(folder / "last.pth")[1]["options"]["model"] == "tiny"
     assert {name for name in started if name not in weights} == set(filter(is_new, started))
     assert "positional_embedding" in changed(started, weights_of(folder))
 
