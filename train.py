@@ -1,7 +1,7 @@
 """Train FG-CROSS.
 
     python train.py                                             # synthetic scenes, minutes on a CPU
-    python train.py --dataset ucm --data-root DIR --precision bf16 --epochs 60
+    python train.py --dataset ucm --data-root DIR --precision bf16 --epochs 40
     python train.py --dataset rsitmd --data-root DIR --clip ViT-B/32      # fine-tune a CLIP
 
 Writes `best_model.pth` (best mR on the validation split), `last.pth` and `log.jsonl`, a line an
