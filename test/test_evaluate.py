@@ -305,14 +305,6 @@ def test_another_data_set_brings_its_own_folders():
     assert both == {"dataset": "ucm", "data_root": "c", "det_json": "d"}
 
 
-@pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    """A data set of 48 scenes under a name of its own."""
-    folder = tmp_path_factory.mktemp("mini")
-    scenes.generate(folder, splits={"train": 24, "val": 12, "test": 12})
-    return folder
-
-
 @pytest.fixture
 def checkpoint(tmp_path, tiny_model, tiny_definition, mini):
     path = tmp_path / "tiny.pth"

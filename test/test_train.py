@@ -40,14 +40,6 @@ OTHERS += ("shapes", "simple_tokenizer", "towers")
 RESNET = {"width": 8, "layers": [1, 1, 1, 1], "heads": 4}
 
 
-@pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    """A data set of 48 scenes under a name of its own."""
-    folder = tmp_path_factory.mktemp("mini")
-    scenes.generate(folder, splits={"train": 24, "val": 12, "test": 12})
-    return folder
-
-
 @pytest.fixture
 def run(mini, tmp_path, tiny_definition, monkeypatch):
     """Trains a tiny model: run("--epochs", "2", vision=...); returns its folder."""

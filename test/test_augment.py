@@ -1,0 +1,226 @@
+"""Augmentation: pixels and boxes move alike."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import clip
+from annotations import Record
+from augment import (
+    AUGMENTATIONS,
+    augmented,
+    draw_affine,
+    draw_colour,
+    move_boxes,
+    stored_size,
+)
+from conftest import SIZES, box, write_detections
+from dataloader import (
+    ImageSet,
+    TrainingSet,
+)
+from V_Graph import read_labels
+
+VOCABULARY = read_labels()
+
+N_PX = 32
+
+DEFINITION = {"image_size": N_PX, "text": {"context_length": 77}}
+
+
+# ------------------------------------------------------------------ augmentation
+
+
+def rendered(boxes, size, scale=4):
+    """The boxes filled with white on black, (height, width) in [0, 1], smooth at their rims."""
+    picture = Image.new("L", (size[0] * scale, size[1] * scale))
+    pen = ImageDraw.Draw(picture)
+    for cx, cy, w, h, angle, _ in boxes:
+        along = np.array([math.cos(angle), math.sin(angle)]) * w / 2
+        across = np.array([-math.sin(angle), math.cos(angle)]) * h / 2
+        corners = [
+            (cx, cy) + a * along + b * across for a, b in ((1, 1), (1, -1), (-1, -1), (-1, 1))
+        ]
+        pen.polygon([tuple(scale * corner) for corner in corners], fill=255)
+    return picture.reduce(scale)
+
+
+def as_seen(picture, n_px):
+    """What the model sees of a PIL image, as (1, 3, n_px, n_px) uint8."""
+    pixels = np.array(clip.resize_and_crop(n_px)(picture.convert("RGB")))
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def brightness(normalised):
+    """Normalised pixels (1, 3, H, W) back to brightness (H, W) in [0, 1]."""
+    mean, std = clip.MEAN[0], clip.STD[0]
+    return (normalised[0, 0].numpy() * std + mean).clip(0, 1)
+
+
+def moved_pixels(picture, affine, n_px):
+    pixels = as_seen(picture, stored_size(n_px, ("crop",)))
+    maps = torch.from_numpy(affine).float()[None]
+    return brightness(augmented(clip.normalize(pixels), n_px, maps))
+
+
+def overlap(a, b):
+    """Intersection over union of two grey pictures."""
+    return np.minimum(a, b).sum() / np.maximum(a, b).sum()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("augment", [("flip",), ("turn",), ("crop",), AUGMENTATIONS])
+def test_boxes_move_with_the_pixels(size, augment):
+    centre = size[0] / 2 + 9, size[1] / 2 - 6  # well inside, and unlike any mirror image
+    boxes, slots = np.array([box(*centre, 17, 6, 0.5)]), np.array([3])
+    picture, checked = rendered(boxes, size), 0
+    for seed in range(40):
+        affine = draw_affine(np.random.default_rng(seed), augment)
+        kept, moved, moved_size = move_boxes(slots, boxes, size, affine)
+        expected = brightness(clip.normalize(as_seen(rendered(moved, moved_size), 96)))
+        if len(kept) == 0 or max(expected[[0, -1]].max(), expected[:, [0, -1]].max()) > 0:
+            continue  # cut off at the rim
+        assert overlap(moved_pixels(picture, affine, 96), expected) > 0.8
+        assert kept.tolist() == [3] and moved[0, 5] == boxes[0, 5]
+        checked += 1
+    assert checked >= 20
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_brightest_pixel_is_where_the_moved_centre_says(size):
+    centre = size[0] / 2 - 10, size[1] / 2 + 4
+    boxes, slots = np.array([box(*centre, 3, 3)]), np.array([0])
+    picture, n_px, checked = rendered(boxes, size), 96, 0
+    for seed in range(60):
+        affine = draw_affine(np.random.default_rng(seed), AUGMENTATIONS)
+        _, moved, (width, height) = move_boxes(slots, boxes, size, affine)
+        middle, half = np.array([width, height]) / 2, min(width, height) / 2
+        at = ((moved[0, :2] - middle) / half + 1) * n_px / 2 - 0.5
+        if at.min() < 6 or at.max() > n_px - 7:
+            continue
+        seen = moved_pixels(picture, affine, n_px)
+        rows, columns = np.mgrid[:n_px, :n_px]
+        found = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
+        assert found == pytest.approx(tuple(at), abs=0.4)
+        checked += 1
+    assert checked > 30
+
+
+def test_flip_turn_and_crop_draw_what_they_say():
+    def drawn_maps(augment):
+        return [draw_affine(np.random.default_rng(seed), augment) for seed in range(400)]
+
+    identity = np.eye(2, 3)
+    assert all((m == identity).all() for m in drawn_maps(()))
+    flips = np.array([m[0, 0] for m in drawn_maps(("flip",))])
+    assert set(flips) == {1, -1} and abs(flips.mean()) < 0.15
+    turns = {tuple(m[:, :2].flatten().round().astype(int)) for m in drawn_maps(("turn",))}
+    assert turns == {(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)}
+    crops = np.stack(drawn_maps(("crop",)))
+    zooms, shifts = crops[:, 0, 0], crops[:, :, 2]
+    assert zooms.min() < 0.62 and zooms.max() > 0.98 and (zooms >= 0.6).all()
+    # The visible part lies within the image, and reaches its rims.
+    assert (abs(shifts) <= 1 - zooms[:, None]).all()
+    assert (abs(shifts) / (1 - zooms[:, None])).max() > 0.95
+    both = {tuple(m[:, :2].flatten().round().astype(int)) for m in drawn_maps(("turn", "flip"))}
+    assert len(both) == 8
+
+
+def test_boxes_outside_are_left_out():
+    boxes = np.array([box(20, 20), box(50, 50), box(60, 5)])
+    zoomed = np.array([[0.75, 0, -0.25], [0, 0.75, -0.25]])  # shows 0 ... 48 of 64
+    slots, moved, size = move_boxes(np.array([1, 2, 3]), boxes, (64, 64), zoomed)
+    assert slots.tolist() == [1] and size == (64, 64)
+    assert moved[0] == pytest.approx(box(20 / 0.75, 20 / 0.75, 10 / 0.75, 5 / 0.75))
+
+
+def test_boxes_beside_the_crop_of_a_wide_image_stay():
+    boxes = np.array([box(5, 24)])  # the model sees columns 16 ... 64 of 80
+    slots, moved, size = move_boxes(np.array([1]), boxes, (80, 48), np.eye(2, 3))
+    assert slots.tolist() == [1] and size == (80, 48) and moved[0] == pytest.approx(boxes[0])
+
+
+def test_quarter_turns_exchange_width_and_height():
+    boxes = np.array([box(70, 10, angle=0.25)])
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])
+    _, moved, size = move_boxes(np.array([1]), boxes, (80, 48), turn)
+    assert size == (48, 80)
+    # Output (x, y) shows input (-y, x): the box at (30, -14) from the middle comes to (-14, -30).
+    assert moved[0] == pytest.approx(box(24 - 14, 40 - 30, angle=0.25 - math.pi / 2))
+    _, back, size = move_boxes(np.array([1]), moved, size, -turn)
+    assert size == (80, 48) and back[0] == pytest.approx(boxes[0])
+
+
+def test_no_boxes_stay_no_boxes():
+    slots, boxes, _ = move_boxes(np.zeros(0, int), np.zeros((0, 6)), (64, 64), np.eye(2, 3))
+    assert len(slots) == 0 and boxes.shape == (0, 6)
+
+
+def noise(device, size=N_PX):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
+    return clip.normalize(pixels.to(device))
+
+
+def test_identity_leaves_pixels(device):
+    pixels = noise(device)
+    assert torch.equal(augmented(pixels, N_PX), pixels)
+    found = augmented(pixels, N_PX, torch.eye(2, 3, device=device).expand(3, 2, 3))
+    torch.testing.assert_close(found, pixels, rtol=0, atol=1e-5)
+
+
+def test_each_image_has_its_own_map(device):
+    pixels = noise(device)
+    mirror = torch.tensor([[-1.0, 0, 0], [0, 1, 0]])
+    maps = torch.stack([torch.eye(2, 3), mirror, torch.eye(2, 3)]).to(device)
+    expected = pixels.clone()
+    expected[1] = expected[1].flip(-1)
+    torch.testing.assert_close(augmented(pixels, N_PX, maps), expected, rtol=0, atol=1e-5)
+
+
+def test_cropped_images_come_from_larger_ones(device):
+    stored = stored_size(96, ("crop", "flip"))
+    assert stored == 128 and stored_size(96, ("flip", "turn", "colour")) == 96
+    maps = torch.eye(2, 3, device=device).expand(3, 2, 3) * 0.75
+    found = augmented(noise(device, stored), 96, maps)
+    # Three quarters of 128 are 96: at this zoom every pixel is one of the stored.
+    expected = noise(device, stored)[..., 16:112, 16:112]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_colours_scale_and_shift_the_channels_of_each_image(device):
+    pixels = noise(device)
+    colour = np.stack([draw_colour(np.random.default_rng(seed)) for seed in range(3)])
+    found = augmented(pixels, N_PX, colour=torch.from_numpy(colour).float().to(device))
+    for i in range(3):
+        for channel in range(3):
+            gain, offset = colour[i, :, channel]
+            expected = gain * pixels[i, channel] + offset
+            torch.testing.assert_close(found[i, channel], expected, rtol=0, atol=1e-5)
+    many = np.stack([draw_colour(np.random.default_rng(seed)) for seed in range(500)])
+    gains, offsets = many[:, 0], many[:, 1]
+    assert 0.72 <= gains.min() < 0.8 and 1.25 < gains.max() <= 1.375
+    assert -0.3 <= offsets.min() < -0.29 and 0.29 < offsets.max() <= 0.3
+    assert np.mean(gains.std(axis=1)) < 0.5 * np.std(gains.mean(axis=1))  # mostly light, not tint
+
+
+def test_training_items_hold_the_moved_boxes(tmp_path):
+    centre, size = (36, 30), stored_size(64, AUGMENTATIONS)
+    rendered([box(*centre, 4, 4)], (64, 64)).convert("RGB").save(tmp_path / "a.png")
+    file = write_detections(tmp_path / "a.json", [box(*centre, 4, 4)])
+    image_set = ImageSet([tmp_path / "a.png"], [file], size, VOCABULARY, 20)
+    definition = {**DEFINITION, "image_size": 64}
+    records = [Record("a", ("a ship",))]
+    data = TrainingSet(image_set, records, definition, AUGMENTATIONS, 0.0, 0)
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    for epoch in range(20):
+        item = data[epoch, 0]
+        pixels = clip.normalize(item["image"])[None]
+        seen = brightness(augmented(pixels, data.n_px, item["affine"][None]))
+        found = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
+        nodes = item["nodes"][0, len(VOCABULARY) :][:2].numpy()
+        assert item["mask"].sum() == 1
+        assert found == pytest.approx(32 * (nodes + 1), abs=0.4)
