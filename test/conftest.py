@@ -12,6 +12,11 @@ import scenes
 from V_Graph import read_labels
 
 ROOT = Path(__file__).parent.parent
+N_PX = 32
+DEFINITION = {
+    "image_size": N_PX,
+    "text": {"context_length": 77},
+}  # as far as data go
 SIZES = ((64, 64), (96, 64), (64, 96))  # width, height: 96 or 128 pixels without rounding
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -9,29 +9,12 @@ from PIL import Image, ImageDraw
 
 import clip
 from annotations import Record
-from augment import (
-    AUGMENTATIONS,
-    augmented,
-    draw_affine,
-    draw_colour,
-    move_boxes,
-    stored_size,
-)
-from conftest import SIZES, box, write_detections
-from dataloader import (
-    ImageSet,
-    TrainingSet,
-)
+from augment import AUGMENTATIONS, augmented, draw_affine, draw_colour, move_boxes, stored_size
+from conftest import DEFINITION, N_PX, SIZES, box, write_detections
+from dataloader import ImageSet, TrainingSet
 from V_Graph import read_labels
 
 VOCABULARY = read_labels()
-
-N_PX = 32
-
-DEFINITION = {"image_size": N_PX, "text": {"context_length": 77}}
-
-
-# ------------------------------------------------------------------ augmentation
 
 
 def rendered(boxes, size, scale=4):

@@ -8,7 +8,7 @@ from PIL import Image
 import clip
 import images
 from augment import AUGMENTATIONS
-from conftest import SIZES, box, write_detections, write_karpathy
+from conftest import DEFINITION, N_PX, SIZES, box, write_detections, write_karpathy
 from dataloader import (
     ImageSet,
     RetrievalData,
@@ -22,8 +22,6 @@ from train import parse
 from V_Graph import GEOMETRY, arrays_from_boxes, read_labels
 
 VOCABULARY = read_labels()
-N_PX = 32
-DEFINITION = {"image_size": N_PX, "text": {"context_length": 77}}
 CAPTIONS = {  # five images, one to five captions each, some of them shared
     "a.tif": ("a ship", "two ships"),
     "b.tif": ("a plane", "A Plane", "two planes near a road"),
