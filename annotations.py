@@ -1,17 +1,32 @@
-"""Caption files and splits: from the formats in use to images with their sentences.
+"""Caption files and splits: from the forms in use to images with their sentences.
 
-Two formats are told apart by what lies in the data root: official Karpathy-style JSON
-(`dataset.json`, `dataset_rsicd.json`) and the lists `<split>_filename.txt` + `<split>_caps.txt`,
-with one name per image or one per caption. Nothing here opens an image.
+Three forms are told apart by what lies in the data root:
+
+    txt       lists `<split>_filename.txt` + `<split>_caps.txt`, a name per image or per caption
+    karpathy  `dataset*.json`: {"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}
+    pir       `*_train.json`, `*_val.json`, `*_test.json`: [{"image", "caption"}, ...], the caption
+              one string or a list of them, as PIR and HarMA ship theirs
+
+Nothing here opens an image.
 """
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from sklearn.model_selection import train_test_split
 
 SPLITS = ("train", "val", "test")
+FORMS = ("auto", "txt", "karpathy", "pir")
+CLEANERS = ("none", "pir")
+_NEEDED = {
+    "txt": "<split>_filename.txt + <split>_caps.txt",
+    "karpathy": "dataset*.json",
+    "pir": "*_train.json, *_val.json, *_test.json with lists of image and caption",
+}
+_PIR_WORDS = 30  # PIR cuts a caption after so many
 
 
 class Record(NamedTuple):
@@ -25,9 +40,12 @@ class Annotations(NamedTuple):
     """All records by split, where they came from, and where captions were blank."""
 
     splits: dict  # split name -> list of Record
-    origin: str  # format and files
+    origin: str  # form, files, and what was done to the captions
     blank: list  # "file: line or image" of every blank caption
     empty: list  # names of images that have no other captions: they are left out
+
+
+# ------------------------------------------------------------------ single captions
 
 
 def normal_form(caption):
@@ -35,17 +53,26 @@ def normal_form(caption):
     return caption.strip().casefold()
 
 
-def _group(pairs, blank, empty):
-    """(name, caption, place) in file order to records in the order of first appearance."""
-    captions = {}
-    for name, caption, place in pairs:
-        kept = captions.setdefault(name, [])
-        if caption.strip():
-            kept.append(caption.strip())
-        else:
-            blank.append(place)
-    empty += [name for name, texts in captions.items() if not texts]
-    return [Record(name, tuple(texts)) for name, texts in captions.items() if texts]
+def prepared(caption, clean="none", template=None):
+    """A caption as the model shall see it; "" where nothing is left of it.
+
+    clean: "none" strips; "pir" is what PIR and HarMA do: lower case, without , . ' ! ? " ( ) * # :
+    ; ~, a space for - and /, white space squeezed, cut after 30 words. template: a sentence with
+    one {} for the result, as in "a satellite photo of {}". Raises ValueError for others of either.
+    """
+    if clean not in CLEANERS:
+        raise ValueError(f"cleaning '{clean}': expected one of {', '.join(CLEANERS)}")
+    template = "{}" if template is None else template
+    if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
+        raise ValueError(f"template '{template}': expected exactly one {{}}, and no other braces")
+    text = caption.strip()
+    if clean == "pir":
+        text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
+        text = " ".join(re.sub("[-/]", " ", text).split()[:_PIR_WORDS])
+    return template.replace("{}", text) if text else ""
+
+
+# ------------------------------------------------------------------ files
 
 
 def read_text(path):
@@ -59,7 +86,7 @@ def read_text(path):
 def _json(path):
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON: {error}") from None
 
 
@@ -69,86 +96,206 @@ def _lines(path):
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _text_pairs(names_file, captions_file):
-    names = [line.strip() for line in _lines(names_file)]
-    captions = _lines(captions_file)
-    if not names or len(captions) % len(names):
+def _field(container, key, kind, place):
+    value = container.get(key) if isinstance(container, dict) else None
+    if not isinstance(value, kind):
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{place}: field '{key}': expected {kinds}, found {value!r:.60}")
+    return value
+
+
+def _inside(name, place):
+    """The name, if it is one and stays below the data root, on whichever system it is read."""
+    parts = name.replace("\\", "/").split("/")
+    if not name.strip():
+        raise ValueError(f"{place}: the name is blank; expected that of an image")
+    if ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", name):
+        raise ValueError(
+            f"{place}: '{name}' leads out of the data root; write it relative to the root, "
+            "without .. or a drive"
+        )
+    return name
+
+
+# ------------------------------------------------------------------ the three forms
+# Each reader gives (split, name, caption, place) in file order, place naming file and entry.
+
+
+def _text_rows(split, names_file, captions_file):
+    names, captions = [line.strip() for line in _lines(names_file)], _lines(captions_file)
+    if not names or not captions or len(captions) % len(names):
         raise ValueError(
             f"{names_file} has {len(names)} lines and {captions_file} {len(captions)}: expected "
             "one name per caption, or the same number of captions for every name"
         )
-    if "" in names:
-        raise ValueError(f"{names_file}: line {names.index('') + 1} is blank; expected a name")
+    for i, name in enumerate(names):
+        _inside(name, f"{names_file}: line {i + 1}")
     share = len(captions) // len(names)
     for i, caption in enumerate(captions):
-        yield names[i // share], caption, f"{captions_file.name}: line {i + 1}"
+        yield split, names[i // share], caption, f"{captions_file.name}: line {i + 1}"
 
 
-def _read_text(root):
-    splits, blank, empty = {}, [], []
+def _read_txt(files):
+    root = files[0].parent
     for split in SPLITS:
         names, captions = root / f"{split}_filename.txt", root / f"{split}_caps.txt"
-        if names.is_file() != captions.is_file():
+        if (names in files) != (captions in files):
             raise ValueError(f"{names} and {captions}: one is there, the other is missing")
-        if names.is_file():
-            splits[split] = _group(_text_pairs(names, captions), blank, empty)
-    return Annotations(splits, f"text lists in {root}", blank, empty)
+        if names in files:
+            yield from _text_rows(split, names, captions)
 
 
-def _field(container, key, kind, place):
-    value = container.get(key) if isinstance(container, dict) else None
-    if not isinstance(value, kind):
-        raise ValueError(f"{place}: field '{key}': expected {kind.__name__}, found {value!r:.60}")
-    return value
-
-
-def _read_karpathy(path):
-    pairs = {}
+def _read_karpathy(files):
+    [path] = files
     for i, image in enumerate(_field(_json(path), "images", list, path)):
         place = f"{path}: image {i}"
-        name, split = _field(image, "filename", str, place), _field(image, "split", str, place)
+        name = _inside(_field(image, "filename", str, place), place)
+        split = _field(image, "split", str, place)
         if image.get("filepath"):
-            name = f"{_field(image, 'filepath', str, place)}/{name}"
+            name = f"{_inside(_field(image, 'filepath', str, place), place)}/{name}"
         sentences = _field(image, "sentences", list, place)
         if not sentences:
-            pairs.setdefault(split, []).append((name, "", f"{path.name}: {name}, no sentence"))
+            yield split, name, "", f"{path.name}: {name}, no sentence"
         for j, sentence in enumerate(sentences):
             raw = _field(sentence, "raw", str, f"{place}, sentence {j}")
-            pairs.setdefault(split, []).append((name, raw, f"{path.name}: {name}, sentence {j}"))
-    blank, empty = [], []
-    splits = {split: _group(rows, blank, empty) for split, rows in pairs.items()}
-    return Annotations(splits, f"Karpathy-style JSON {path}", blank, empty)
+            yield split, name, raw, f"{path.name}: {name}, sentence {j}"
 
 
-def read_annotations(root):
-    """The annotations in a data root, whichever format they have.
+def _pir_rows(split, path):
+    entries = _json(path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected a list of images with captions, found {entries!r:.60}")
+    for i, entry in enumerate(entries):
+        place = f"{path}: entry {i}"
+        # The folder is the split's name, whatever the images' real folder is called.
+        name = _field(entry, "image", str, place).removeprefix(f"{split}/")
+        _inside(name, place)
+        captions = _field(entry, "caption", (str, list), place)
+        captions = [captions] if isinstance(captions, str) else captions
+        if not captions:
+            yield split, name, "", f"{path.name}: entry {i}, {name}, no caption"
+        for j, caption in enumerate(captions):
+            if not isinstance(caption, str):
+                raise ValueError(f"{place}, caption {j}: expected str, found {caption!r:.60}")
+            yield split, name, caption, f"{path.name}: entry {i}, {name}, caption {j}"
 
-    Raises ValueError where there are none, where there are several, or where a file is malformed.
+
+def _read_pir(files):
+    for path in files:
+        yield from _pir_rows(path.stem.rpartition("_")[2], path)
+
+
+_READERS = {"txt": _read_txt, "karpathy": _read_karpathy, "pir": _read_pir}
+
+
+# ------------------------------------------------------------------ which form
+
+
+def _is_pir(path):
+    """Whether a file holds PIR's list, and not detections or something else of that name."""
+    try:
+        content = _json(path)
+    except ValueError:
+        return True  # so that it is not passed over: reading it says what is wrong
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, dict) and {"image", "caption"} <= first.keys()
+
+
+def _sources(root):
+    """What lies in a data root: {form: list of sets}, each set the list of its files."""
+    lists = [root / f"{split}_{kind}.txt" for split in SPLITS for kind in ("filename", "caps")]
+    lists = [path for path in lists if path.is_file()]
+    by_prefix = {}
+    for split in SPLITS:
+        for path in sorted(root.glob(f"*_{split}.json")):
+            by_prefix.setdefault(path.name.removesuffix(f"_{split}.json"), []).append(path)
+    pir = [files for files in by_prefix.values() if any(map(_is_pir, files))]
+    karpathy = [[path] for path in sorted(set(root.glob("dataset*.json")).difference(*pir))]
+    return {"txt": [lists] if lists else [], "karpathy": karpathy, "pir": pir}
+
+
+def _choose(root, form):
+    """(form, files) that are meant; ValueError that lists what there is where that is not one."""
+    if form not in FORMS:
+        raise ValueError(f"--annotations {form}: expected one of {', '.join(FORMS)}")
+    sources = _sources(root)
+    there = {name: sets for name, sets in sources.items() if sets}
+    listed = "; ".join(
+        f"--annotations {name} ({', '.join(path.name for path in files)})"
+        for name, sets in there.items()
+        for files in sets
+    )
+    if not there:
+        raise ValueError(f"{root}: no annotations; expected {'; or '.join(_NEEDED.values())}")
+    if form == "auto" and len(there) > 1:
+        raise ValueError(f"{root}: annotations in several forms, choose one: {listed}")
+    form = next(iter(there)) if form == "auto" else form
+    if not sources[form]:
+        raise ValueError(f"{root}: --annotations {form} needs {_NEEDED[form]}; there is {listed}")
+    if len(sources[form]) > 1:
+        raise ValueError(f"{root}: annotations of one form twice, take one away: {listed}")
+    return form, sources[form][0]
+
+
+def _origin(root, form, files, clean, template):
+    names = ", ".join(path.name for path in files)
+    origin = {
+        "txt": f"text lists in {root}: {names}",
+        "karpathy": f"Karpathy-style JSON {files[0]}",
+        "pir": f"PIR-style JSON in {root}: {names}",
+    }[form]
+    origin += "" if clean == "none" else f"; captions cleaned as by {clean}"
+    return origin if template is None else f"{origin}; captions within '{template}'"
+
+
+def _group(rows, prepare, blank, empty):
+    """(name, caption, place) in file order to records in the order of first appearance."""
+    captions = {}
+    for name, caption, place in rows:
+        kept, text = captions.setdefault(name, []), prepare(caption)
+        if text:
+            kept.append(text)
+        else:
+            blank.append(place)
+    empty += [name for name, texts in captions.items() if not texts]
+    return [Record(name, tuple(texts)) for name, texts in captions.items() if texts]
+
+
+def read_annotations(root, form="auto", clean="none", template=None):
+    """The annotations in a data root, in the form named or, with "auto", the only one there is.
+
+    form: one of FORMS; clean, template: see `prepared`. Blank captions, before or after cleaning,
+    are left out and their places listed. Raises ValueError where there are no annotations or
+    several, where a file is malformed, and where a name leads out of the root.
     """
-    root = Path(root)
-    found = sorted(root.glob("dataset*.json"))
-    if any(root.glob("*_filename.txt")):
-        found.append(root / "*_filename.txt")
-    if len(found) != 1:
-        raise ValueError(
-            f"{root}: expected one of dataset*.json or *_filename.txt + *_caps.txt, "
-            f"found {', '.join(path.name for path in found) or 'neither'}"
-        )
-    return _read_text(root) if found[0].suffix == ".txt" else _read_karpathy(found[0])
+    root, prepare = Path(root), partial(prepared, clean=clean, template=template)
+    prepare("")  # settings that are wrong are an error before any file is read
+    form, files = _choose(root, form)
+    rows, blank, empty = {}, [], []
+    for split, *row in _READERS[form](files):
+        rows.setdefault(split, []).append(row)
+    if not rows:
+        raise ValueError(f"{files[0]}: no image in it; expected images with captions")
+    splits = {split: _group(own, prepare, blank, empty) for split, own in rows.items()}
+    return Annotations(splits, _origin(root, form, files, clean, template), blank, empty)
 
 
-def with_validation(annotations, fraction, seed):
-    """The annotations with a validation split: the shipped one, else one drawn by image.
+def with_validation(annotations, fraction, seed, dev_images=0):
+    """The annotations with a validation split: the shipped "val", else one drawn by image.
 
-    Returns (annotations, None) where a split was shipped, else (annotations, split) with
-    {"train": names, "val": names} to be written beside the checkpoint.
+    With dev_images so many are drawn as "dev", shipped "val" or not. Returns (annotations, None)
+    where nothing was drawn, else (annotations, split) with the names of "train" and of the drawn
+    one, to be written beside the checkpoint. Raises ValueError where train is too small.
     """
-    if annotations.splits.get("val") or not annotations.splits.get("train"):
+    name, train = "dev" if dev_images else "val", annotations.splits.get("train", [])
+    if not dev_images and (annotations.splits.get("val") or not train):
         return annotations, None
-    records = annotations.splits["train"]
-    size = max(round(fraction * len(records)), min(10, len(records) // 2))  # R@10 needs ten
-    train, val = train_test_split(records, test_size=size, random_state=seed)
-    drawn = {"train": [record.name for record in train], "val": [record.name for record in val]}
-    splits = {**annotations.splits, "train": train, "val": val}
-    origin = f"{annotations.origin}; validation drawn by image, seed {seed}"
+    # R@10 needs ten.
+    size = dev_images or max(round(fraction * len(train)), min(10, len(train) // 2))
+    if size >= len(train):
+        raise ValueError(f"{size} of {len(train)} training images for validation: too many")
+    train, held = train_test_split(train, test_size=size, random_state=seed)
+    drawn = {"train": [record.name for record in train], name: [record.name for record in held]}
+    splits = {**annotations.splits, "train": train, name: held}
+    origin = f"{annotations.origin}; {name} of {size} images drawn from train, seed {seed}"
     return annotations._replace(splits=splits, origin=origin), drawn
