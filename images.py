@@ -1,5 +1,6 @@
 """Image files: find them and their detections, open them safely, draw object graphs over them."""
 
+import hashlib
 import math
 import os
 from collections import defaultdict
@@ -28,18 +29,22 @@ def index_images(root):
     return index
 
 
+def without_suffix(name):
+    """An annotation's name without extension, folders kept: by it images are told apart."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.with_suffix("") if is_image(name) else path
+
+
 def find_image(name, index, root):
     """Relative path of the file that an annotation's name means.
 
     A bare name is found by its stem, a name with folders by its path, extensions aside. Raises
     ValueError where none fits, and where two do, naming both.
     """
-    wanted = PurePosixPath(name.replace("\\", "/"))
-    stem = wanted.stem if is_image(name) else wanted.name
-    tail = wanted.with_name(stem).parts
+    tail = without_suffix(name).parts
     fits = [
         path
-        for path in index.get(stem, [])
+        for path in index.get(tail[-1], [])
         if PurePosixPath(path).with_suffix("").parts[-len(tail) :] == tail
     ]
     if len(fits) > 1:
@@ -110,6 +115,21 @@ def open_image(path):
         raise ValueError(f"{path}: no such image") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not readable as an image ({error})") from None
+
+
+def jpeg_fault(content):
+    """What is wrong with the end of a JPEG file's bytes; None for others and where all is well."""
+    if not content.startswith(b"\xff\xd8") or content.endswith(b"\xff\xd9"):
+        return None
+    end, last_scan = content.rfind(b"\xff\xd9"), content.rfind(b"\xff\xda")
+    if end <= last_scan:  # pixels follow, among which this marker never stands by chance
+        return "no end-of-image marker"
+    return f"{len(content) - end - 2} bytes after the end-of-image marker"
+
+
+def content_hash(image):
+    """A digest of a PIL image's size and pixels: equal for the same picture in another file."""
+    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
 def draw_graph(image, graph, scale=None):

@@ -1,0 +1,275 @@
+"""Data sets as the options name them: captions, splits, image files, detections.
+
+A data set is a folder: annotations (see annotations.py), image files anywhere below it, found by
+stem, and detections in `det_json/`. Several can be trained on together; then the images that one of
+them tests on are left out of training. All is checked before training starts.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import images
+import scenes
+from annotations import CLEANERS, FORMS, Record, normal_form, read_annotations, with_validation
+from augment import AUGMENTATIONS
+from dataloader import ImageSet
+
+VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
+DEV_SEED = 0  # one dev split for all seeds, so that their models were chosen on the same images
+
+
+def add_source_options(parser):
+    """Where data sets lie; returns the function that adds options to their group."""
+    option = parser.add_argument_group("data").add_argument
+    # fmt: off
+    option("--dataset", nargs="+", default=["scenes"],
+           help="scenes, ucm, rsicd, rsitmd or names of your own; several train together")
+    option("--data-root", nargs="+", help="a folder for each; only scenes has one, data/scenes")
+    option("--det-json", nargs="+", help="folders of detections; default <data root>/det_json")
+    option("--annotations", nargs="+", choices=FORMS,
+           help="format of the captions; needed where a folder holds several")
+    # fmt: on
+    return option
+
+
+def add_data_options(parser):
+    """The options of the data; they are saved in checkpoints and hold for evaluation too."""
+    option = add_source_options(parser)
+    # fmt: off
+    option("--clean", choices=CLEANERS, default="none", help="pir: captions as PIR and HarMA")
+    option("--template", help='around every caption: "a satellite photo of {}"')
+    option("--dev-images", type=int, default=0,
+           help="validate on so many images drawn from train, keeping the shipped val unseen")
+    option("--graph-control", choices=("own", "exchanged", "no-edges"), default="own",
+           help="for control experiments: another image's graph, or no edges")
+    option("--cache-gb", type=float, default=4, help="RAM for a split's images, else a file")
+    option("--cache-dir", help="folder of that file; default below your user's cache")
+    option("--workers", type=int, default=0, help="loader processes; raise where a GPU waits")
+    # fmt: on
+
+
+def add_training_data_options(parser):
+    """What is done to training data only."""
+    option = parser.add_argument_group("training data").add_argument
+    # fmt: off
+    option("--augment", nargs="*", choices=AUGMENTATIONS,
+           help="default all; scenes none, since sentences say left of")
+    option("--drop-graphs", type=float, default=0.1,
+           help="share of images shown without graph, so that CLIP's branch stands alone")
+    option("--drop-test-captions", action="store_true",
+           help="leave out training captions that are found in a test split")
+    # fmt: on
+
+
+def augmentations(options):
+    """What `--augment` means: the given list, else the data sets' default."""
+    if options["augment"] is not None:
+        return options["augment"]
+    return [] if "scenes" in options["dataset"] else list(AUGMENTATIONS)
+
+
+# ------------------------------------------------------------------ which data sets
+
+
+class Source(NamedTuple):
+    """A data set's name and places."""
+
+    name: str
+    root: Path
+    det_json: str | None
+    form: str
+
+
+def sources(options):
+    """The data sets that the options (a dict) name; ValueError where the lists do not fit."""
+    names = options["dataset"]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--dataset {' '.join(names)}: a name is there twice")
+    columns = []
+    for name in ("data_root", "det_json", "annotations"):
+        given = options[name] or [None] * len(names)
+        if len(given) != len(names):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: {len(given)} given for --dataset {' '.join(names)}")
+        columns.append(given)
+    found = []
+    for name, root, det_json, form in zip(names, *columns, strict=True):
+        root = root or ("data/scenes" if name == "scenes" else None)
+        if root is None:
+            raise ValueError(f"--dataset {name} needs --data-root, the folder it lies in")
+        found.append(Source(name, Path(root), det_json, form or "auto"))
+    return found
+
+
+def read_data_sets(options):
+    """A RetrievalData for each data set that the options name, reported."""
+    data_sets = [RetrievalData(options, source) for source in sources(options)]
+    for data in data_sets:
+        data.report()
+    return data_sets
+
+
+class RetrievalData:
+    """A data set: splits of records, image files, detections.
+
+    Construction reads annotations and file names; `image_set(split)` decodes.
+    """
+
+    def __init__(self, options, source):
+        self.options, self.name, self.root = options, source.name, source.root
+        if self.name == "scenes":
+            scenes.generate(self.root)
+        if not self.root.is_dir():
+            raise ValueError(f"{self.root}: no such folder; check --data-root")
+        det_json = Path(source.det_json or self.root / "det_json")
+        if source.det_json and not det_json.is_dir():
+            raise ValueError(f"{det_json}: no such folder; check --det-json")
+        dev_images = options["dev_images"]
+        self.annotations, self.drawn_split = with_validation(
+            read_annotations(self.root, source.form, options["clean"], options["template"]),
+            VAL_FRACTION,
+            DEV_SEED if dev_images else options["seed"],
+            dev_images,
+        )
+        self.validation = "dev" if dev_images else "val"
+        held_out = ("test", "val") if dev_images else ("test",)
+        self.held_out = [split for split in held_out if self.has(split)]
+        self.index = images.index_images(self.root)
+        every = [path for paths in self.index.values() for path in paths]
+        self.detections = images.match_detections(every, det_json) if det_json.is_dir() else {}
+
+    def has(self, split):
+        """Whether there is such a split."""
+        return bool(self.annotations.splits.get(split))
+
+    def records(self, split):
+        """The split's records; ValueError that names the splits there are."""
+        if not self.has(split):
+            known = ", ".join(name for name, records in self.annotations.splits.items() if records)
+            raise ValueError(f"{self.root}: no split '{split}'; there are {known}")
+        return self.annotations.splits[split]
+
+    def files(self, split):
+        """(image files, their detection files or None, problems) in the order of the records."""
+        paths, detections, problems = [], [], []
+        for record in self.records(split):
+            try:
+                path = images.find_image(record.name, self.index, self.root)
+            except ValueError as error:
+                problems.append(str(error))
+            else:
+                paths.append(self.root / path)
+                detections.append(self.detections.get(path))
+        return paths, detections, problems
+
+    def image_set(self, split, n_px, vocabulary):
+        """The split's ImageSet, in the order of its records; says what is missing."""
+        return joint_image_set([self], split, n_px, vocabulary)
+
+    def report(self):
+        """Print the origin and sizes of the splits, and what was blank."""
+        notes = self.annotations
+        sizes = ", ".join(f"{split} {len(records)}" for split, records in notes.splits.items())
+        print(f"{self.name}: {notes.origin}; images: {sizes}")
+        for places, what in (
+            (notes.blank, "blank captions dropped"),
+            (notes.empty, "images left out for want of captions"),
+        ):
+            if places:
+                more = ", ..." if len(places) > 10 else ""
+                print(f"{self.name}: {len(places)} {what}: {', '.join(places[:10])}{more}")
+
+
+def joint_image_set(data_sets, split, n_px, vocabulary):
+    """One ImageSet of a split of all data sets, one after another; says what is missing."""
+    options, parts = data_sets[0].options, [data.files(split) for data in data_sets]
+    paths, detections, problems = (sum(column, []) for column in zip(*parts, strict=True))
+    result = ImageSet(
+        paths,
+        detections,
+        n_px,
+        vocabulary,
+        options["max_objects"],
+        options["cache_gb"],
+        options["cache_dir"],
+        exchange=options["seed"] if options["graph_control"] == "exchanged" else None,
+        edges=options["graph_control"] != "no-edges",
+    )
+    result.problems = problems + result.problems
+    captions = sum(len(record.captions) for data in data_sets for record in data.records(split))
+    names = " + ".join(data.name for data in data_sets)
+    print(f"{names} {split}: {captions} captions, {result.counts()}")
+    return result
+
+
+# ------------------------------------------------------------------ no test image in training
+
+
+def _hashes(data, split):
+    """Content hashes of a split's images, None for those that cannot be read."""
+
+    def read(path):
+        try:
+            return images.content_hash(images.open_image(path))
+        except ValueError:
+            return None
+
+    paths, _, problems = data.files(split)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(read, paths)) + [None] * len(problems)
+
+
+def without_test(data_sets, image_set, drop_captions):
+    """Training records without what the data sets test on: (records, left out).
+
+    image_set: the joint one of "train", readable. An image is left out, its record's captions
+    empty, where its own data set's test split names it or any test split has the same pixels. With
+    `drop_captions` captions go too that stand in a test split (stripped, case folded), and images
+    that have no others. Left out is a dict of the data sets' names to lists of image names by
+    reason and the number of captions. Beside a drawn "dev", "val" counts as a test split too.
+    """
+    hashes, texts = set(), set()
+    for data in data_sets:
+        for split in data.held_out:
+            found = _hashes(data, split)
+            hashes |= set(found) - {None}
+            if None in found:
+                print(
+                    f"{data.name} {split}: {found.count(None)} images not readable, so not "
+                    "compared by content with the training images"
+                )
+            if drop_captions:
+                texts |= {normal_form(t) for record in data.records(split) for t in record.captions}
+    records, left_out, of_image = [], {}, iter(image_set.hashes)
+    for data in data_sets:
+        held_out = [record for split in data.held_out for record in data.records(split)]
+        names = {images.without_suffix(record.name) for record in held_out}
+        out = {"by_name": [], "by_content": [], "no_caption_left": [], "captions": 0}
+        for record in data.records("train"):
+            content = next(of_image)
+            kept = tuple(text for text in record.captions if normal_form(text) not in texts)
+            if images.without_suffix(record.name) in names:
+                reason = "by_name"
+            elif content in hashes:
+                reason = "by_content"
+            else:
+                reason = None if kept else "no_caption_left"
+                out["captions"] += len(record.captions) - len(kept)
+            if reason:
+                out[reason].append(record.name)
+            records.append(Record(record.name, () if reason else kept))
+        left_out[data.name] = out
+        _report(data.name, out)
+    return records, left_out
+
+
+def _report(name, out):
+    counts = {key: value if key == "captions" else len(value) for key, value in out.items()}
+    if any(counts.values()):
+        print(
+            f"{name}: left out of training, being in a test split: {counts['by_name']} images by "
+            f"name, {counts['by_content']} by content, {counts['captions']} captions; "
+            f"{counts['no_caption_left']} images have no caption left"
+        )
