@@ -21,10 +21,18 @@ from tqdm import tqdm
 import clip
 from dataloader import ImageSet, require_readable, trim
 from images import is_image, match_detections
-from model import load_checkpoint
-from V_Graph import Vocabulary
+from model import add_model_options, build, is_checkpoint, load_checkpoint
+from retrieval_data import add_data_options
+from V_Graph import LABELS, Vocabulary, read_labels
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
+BEST = "models/best_model.pth"
+CHECKPOINT = "from train.py, or a plain CLIP: a file or name for clip.load"
+SCENES = (
+    "warning: this model was trained on synthetic scenes, whose images look like no others; for "
+    "real images train on a data set (train.py --dataset NAME --data-root DIR) or take a CLIP "
+    "(--checkpoint ViT-B/32)"
+)
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
 
 
@@ -40,7 +48,47 @@ def add_device_options(parser, batch_size):
 def add_encoder_options(parser):
     """Options of the scripts that use a trained model."""
     add_device_options(parser, batch_size=64)
-    parser.add_argument("--checkpoint", default="models/best_model.pth", help="from train.py")
+    parser.add_argument("--checkpoint", default=BEST, help=CHECKPOINT)
+
+
+def load_model(name_or_path, device):
+    """(model, checkpoint) of a file of ours, or of what `clip.load` takes: a CLIP, no graph.
+
+    The checkpoint dict of a plain CLIP has no data set; its other options are the defaults. Raises
+    ValueError where there is no such file, or it is neither.
+    """
+    is_name = name_or_path in clip.available_models()
+    if not is_name and (not Path(name_or_path).is_file() or is_checkpoint(name_or_path)):
+        return load_checkpoint(name_or_path, device)
+    try:
+        plain, _ = clip.load(name_or_path)
+    except ValueError as error:
+        if is_name:
+            raise
+        raise ValueError(
+            f"{name_or_path}: not an FG-CROSS checkpoint; as a CLIP: {error}"
+        ) from None
+    labels = read_labels(LABELS).lines
+    options = default_options(add_model_options, add_data_options) | {"graph": "none", "seed": 0}
+    options["dataset"] = None
+    model = build(plain.definition, labels, options)
+    model.load_state_dict(plain.state_dict())
+    checkpoint = {"definition": plain.definition, "labels": labels, "options": options}
+    return model.to(device).eval(), checkpoint
+
+
+def default_options(*adders):
+    """The defaults of the options that functions add to a parser, as a dict."""
+    parser = argparse.ArgumentParser()
+    for add in adders:
+        add(parser)
+    return vars(parser.parse_args([]))
+
+
+def warn_of_scenes(checkpoint):
+    """Say what to do where a model of the synthetic scenes is about to see other images."""
+    if checkpoint["options"]["dataset"] == ["scenes"]:
+        print(SCENES, file=sys.stderr)
 
 
 def output_path(path):
@@ -133,6 +181,8 @@ def load_images(paths, names, det_json, checkpoint):
         raise ValueError(f"{det_json}: no such folder; check --det-json")
     n_px, vocabulary = checkpoint["definition"]["image_size"], Vocabulary(checkpoint["labels"])
     found = match_detections(names, det_json) if det_json else {}
+    if det_json and checkpoint["options"]["graph"] == "none":
+        print("this model has no graph branch: detections change nothing")
     detections = [found.get(name) for name in names]
     images = ImageSet(paths, detections, n_px, vocabulary, checkpoint["options"]["max_objects"])
     require_readable(images)
@@ -146,7 +196,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=output_path, help="write the features to this .npz file")
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
-    model, checkpoint = load_checkpoint(options.checkpoint, device)
+    model, checkpoint = load_model(options.checkpoint, device)
     paths = sorted(path for path in SAMPLES.iterdir() if is_image(path))
     names = [path.name for path in paths]
     images = load_images(paths, names, SAMPLES.parent / "det_json", checkpoint)

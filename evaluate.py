@@ -1,120 +1,53 @@
-"""Retrieval metrics by the field's protocol, and the script that measures a checkpoint.
+"""Retrieval metrics by the field's protocol, and the script that measures checkpoints.
 
     python evaluate.py                                          # models/best_model.pth, test split
-    python evaluate.py --checkpoint models/ucm/best_model.pth --json result.json
+    python evaluate.py --checkpoint A.pth B.pth --dataset ucm rsicd --data-root U R --json out.json
+    python evaluate.py --checkpoint ViT-B/32 --dataset ucm --data-root U --ranks r.csv --html r.html
+    python evaluate.py --compare a.json b.json                  # how two result files differ
 
 Image to text: best rank of any of the image's captions. Text to image: rank of its image. R@K is
-the share of queries with a rank of at most K, mR the mean of the six. Exact ties are real here
-(identical captions have identical features), so ranks are expectations under random order of the
-tied, computed exactly; the pessimistic and optimistic bounds are printed where they differ by 0.1
-point or more. Codes that sort print one order-dependent value between these bounds.
+the share of queries with a rank of at most K, mR the mean of the six. Ranks are expectations under
+random order of the tied (see ranks.py); the pessimistic and optimistic bounds are printed where
+they differ by 0.1 point or more. Codes that sort print one order-dependent value between these
+bounds. Intervals are 95 %, over images (see intervals.py). Each data set is a gallery of its own.
 
 The module shadows the PyPI package of the same name: run from the root of this project.
-Sizes in the shapes below: I images, T caption rows, U distinct texts, Q queries, G gallery items.
+Sizes in the shapes below: I images, T caption rows, E the embedding width.
 """
 
 import argparse
 import hashlib
-import json
 import math
+import shlex
+import sys
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+import report
 from annotations import normal_form
 from clip_gcn_image_feature_integration import (
-    add_encoder_options,
+    BEST,
+    CHECKPOINT,
+    add_device_options,
     encode_images,
     encode_texts,
+    load_model,
     output_path,
     pick_device,
+    warn_of_scenes,
 )
-from dataloader import RetrievalData, add_data_options, require_readable
-from model import load_checkpoint
+from dataloader import require_readable
+from intervals import bootstrap, compare
+from ranks import DIRECTIONS, per_image, query_rows, retrieval, top_items, worst_and_best
+from resume import FREE
+from retrieval_data import RetrievalData, add_data_options, sources
 from V_Graph import Vocabulary
 
 KS = (1, 5, 10)
-_CHUNK = 1024  # queries ranked at once
-
-
-class Ranks(NamedTuple):
-    """Where each query's best relevant item stands: all (Q,) integer arrays."""
-
-    better: np.ndarray  # items that score higher
-    tied: np.ndarray  # items that score the same, itself included
-    relevant: np.ndarray  # relevant ones among the tied
-
-    def expected(self):
-        """Expected rank if the tied are in random order (minimum of r draws from 1 ... m)."""
-        return self.better + (self.tied + 1) / (self.relevant + 1)
-
-    def recall(self, k):
-        """(pessimistic, expected, optimistic) probability (Q,) of a rank of at most k.
-
-        Expected: 1 - C(m - r, k') / C(m, k'), with k' places left for m tied, r of them relevant.
-        """
-        places = np.clip(k - self.better, 0, self.tied)
-        miss = np.ones(len(places))
-        for j in range(k):
-            left = np.maximum(self.tied - self.relevant - j, 0) / np.maximum(self.tied - j, 1)
-            miss = np.where(j < places, miss * left, miss)
-        worst = self.better + self.tied - self.relevant + 1
-        return (worst <= k).astype(float), 1 - miss, (self.better < k).astype(float)
-
-
-def rank(scores, relevant, rows):
-    """Ranks of the best relevant item of each query.
-
-    scores: (Q, G); relevant: (Q, G), how many of an item's gallery rows are relevant to the query;
-    rows: (G,), how many gallery rows the item stands for.
-    """
-    best = np.where(relevant > 0, scores, -np.inf).max(axis=1, keepdims=True)  # (Q, 1)
-    equal = scores == best
-    better = ((scores > best) * rows).sum(axis=1)
-    return Ranks(better, (equal * rows).sum(axis=1), (equal * relevant).sum(axis=1))
-
-
-def _joined(parts):
-    return Ranks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def retrieval_ranks(scores, text_to_image, text_index=None, groups=None):
-    """Ranks in both directions: (image to text (I), text to image (T)).
-
-    scores: (I, U), images by distinct texts; text_to_image: (T,) the image of each caption row;
-    text_index: (T,) the column of each row, by default the row itself (U = T). groups: (T,) ids;
-    a caption is relevant to every image that has one of the same group (default: its image alone).
-    """
-    scores, text_to_image = np.asarray(scores), np.asarray(text_to_image)
-    text_index = np.arange(len(text_to_image)) if text_index is None else np.asarray(text_index)
-    groups = text_to_image if groups is None else np.asarray(groups)
-    _check(scores, text_to_image)
-    groups = np.unique(groups, return_inverse=True)[1]
-    owns = np.zeros((len(scores), groups.max() + 1), dtype=np.float32)
-    owns[text_to_image, groups] = 1  # (I, groups)
-    texts = np.zeros((owns.shape[1], scores.shape[1]), dtype=np.float32)
-    np.add.at(texts, (groups, text_index), 1)  # (groups, U)
-    rows = texts.sum(axis=0).astype(int)
-    to_text, to_image = [], []
-    for start in range(0, len(scores), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        to_text.append(rank(scores[part], (owns[part] @ texts).astype(int), rows))
-    ones = np.ones(len(scores), dtype=int)
-    for start in range(0, len(text_index), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        relevant = owns[:, groups[part]].T.astype(int)  # (chunk, I)
-        to_image.append(rank(scores[:, text_index[part]].T, relevant, ones))
-    return _joined(to_text), _joined(to_image)
-
-
-def _check(scores, text_to_image):
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN: the model or its input is broken")
-    without = set(range(len(scores))) - set(text_to_image.tolist())
-    if without:
-        raise ValueError(f"{len(without)} images have no caption, the first: {min(without)}")
 
 
 def _mean(values):
@@ -137,30 +70,30 @@ def metrics(image_to_text, text_to_image, ks=KS):
         result[name]["median_rank"] = float(np.median(ranks.expected()))
         result[name]["pessimistic"] = {key: values[0] for key, values in recalls.items()}
         result[name]["optimistic"] = {key: values[2] for key, values in recalls.items()}
-    both = [result["image_to_text"], result["text_to_image"]]
+    both = [result[direction] for direction in DIRECTIONS]
     result["mR"] = _mean([side[f"R@{k}"] for side in both for k in ks])
     for bound in ("pessimistic", "optimistic"):
         result[f"mR_{bound}"] = _mean([side[bound][f"R@{k}"] for side in both for k in ks])
     return result
 
 
-def retrieval_metrics(image_features, text_features, text_to_image, captions=None, ks=KS):
-    """The protocol on features: a dict of `metrics`, with the numbers of images and texts.
+# ------------------------------------------------------------------ features, models
 
-    image_features: (I, E), text_features: (T, E), text_to_image: (T,). With `captions`, the T
-    strings, identical ones (stripped, case folded) count as the same caption. Equal features are
-    scored once, in an order of their own: ties are exact, and neither batch size nor row order
-    matters. Raises ValueError on NaN, and on a k beyond the gallery.
+
+def from_features(image_features, text_features, text_to_image, captions=None):
+    """The `ranks.Retrieval` of features (I, E) and (T, E), scored by their products in float64.
+
+    text_to_image: (T,). With `captions`, the T strings, identical ones (stripped, case folded)
+    count as the same caption. Equal features are scored once, in an order of their own: ties are
+    exact, and neither batch size nor row order matters.
     """
     distinct_images, image_index = _distinct(image_features)
     distinct_texts, text_index = _distinct(text_features)
-    scores = (distinct_images @ distinct_texts.T)[image_index]  # (I, U)
+    scores = (distinct_images @ distinct_texts.T)[image_index]  # (I, distinct texts)
     groups = None
     if captions is not None:
         groups = np.unique([normal_form(text) for text in captions], return_inverse=True)[1]
-    result = metrics(*retrieval_ranks(scores, text_to_image, text_index, groups), ks)
-    counts = {"images": len(image_features), "captions": len(text_features)}
-    return {**counts, "distinct_texts": len(distinct_texts), **result}
+    return retrieval(scores, text_to_image, text_index, groups)
 
 
 def _distinct(features):
@@ -169,51 +102,133 @@ def _distinct(features):
     return values.double().numpy(), index.numpy()
 
 
-# ------------------------------------------------------------------ a model on a split
+def measure(found, ks=KS):
+    """`metrics` of a Retrieval, with the numbers of images and texts."""
+    images, texts = found.scores.shape
+    counts = {"images": images, "captions": len(found.text_index), "distinct_texts": texts}
+    return {**counts, **metrics(*found.ranks(), ks)}
 
 
-def evaluate(model, images, records, device, batch_size=64, workers=0, equivalence=False):
-    """Encode a split, every image and every distinct caption once, and measure it."""
+def retrieval_metrics(image_features, text_features, text_to_image, captions=None, ks=KS):
+    """The protocol on features, which are given as to `from_features`: the dict of `measure`.
+
+    Raises ValueError on NaN, on an image without caption, and on a k beyond the gallery.
+    """
+    return measure(from_features(image_features, text_features, text_to_image, captions), ks)
+
+
+def retrieve(model, images, records, device, batch_size=64, workers=0, equivalence=False):
+    """Encode a split, every image and every distinct caption once, to a `ranks.Retrieval`."""
     captions = [caption for record in records for caption in record.captions]
     owners = [i for i, record in enumerate(records) for _ in record.captions]
     image_features = encode_images(model, images, device, batch_size, workers)["fused"]
     text_features = encode_texts(model, captions, device)
-    same = captions if equivalence else None
-    return retrieval_metrics(image_features, text_features, owners, same)
+    return from_features(image_features, text_features, owners, captions if equivalence else None)
 
 
-def table(result, title):
-    """The metrics as lines for people; bounds where ties leave 0.1 point or more open."""
-    lines = [
-        f"{title}: {result['images']} images, {result['captions']} captions "
-        f"({result['distinct_texts']} distinct)",
-        f"{'':15s}{'R@1':>7s}{'R@5':>7s}{'R@10':>7s}{'mean rank':>12s}{'median':>9s}",
-    ]
-    for name, key in (("image to text", "image_to_text"), ("text to image", "text_to_image")):
-        side = result[key]
-        recalls = "".join(f"{side[f'R@{k}']:7.1f}" for k in KS)
-        lines.append(f"{name:15s}{recalls}{side['mean_rank']:12.1f}{side['median_rank']:9.1f}")
-        for k in KS:
-            low, high = side["pessimistic"][f"R@{k}"], side["optimistic"][f"R@{k}"]
-            if max(high - side[f"R@{k}"], side[f"R@{k}"] - low) >= 0.1:
-                lines.append(f"  ties: R@{k} between {low:.1f} and {high:.1f}")
-    bounds = f" (ties: between {result['mR_pessimistic']:.1f} and {result['mR_optimistic']:.1f})"
-    wide = max(result["mR_optimistic"] - result["mR"], result["mR"] - result["mR_pessimistic"])
-    lines.append(f"mR {result['mR']:.1f}{bounds if wide >= 0.1 else ''}")
-    return "\n".join(lines)
+def evaluate(model, images, records, device, batch_size=64, workers=0, equivalence=False):
+    """Encode a split and measure it: the dict of `measure`."""
+    return measure(retrieve(model, images, records, device, batch_size, workers, equivalence))
+
+
+# ------------------------------------------------------------------ the script
 
 
 def merged(given, saved):
     """Options of a checkpoint, replaced by those given on the command line (not None).
 
-    Another data set than the checkpoint's brings its own folders.
+    A data set that the checkpoint was trained on keeps its places, unless --data-root is given;
+    another brings its own.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("dataset", saved["dataset"]) != saved["dataset"]:
-        saved = {**saved, "data_root": None, "det_json": None}
-    elif "data_root" in given:
-        saved = {**saved, "det_json": None}
-    return {**saved, **given}
+    names = given.get("dataset", saved["dataset"])
+    places = {"data_root": None, "det_json": None, "annotations": None}
+    for option in places if "data_root" not in given else ():
+        known = dict(zip(saved["dataset"] or [], saved[option] or [], strict=False))
+        if any(known.get(name) for name in names):
+            places[option] = [known.get(name) for name in names]
+    return {**saved, **places, **given}
+
+
+def _alone(settings, source):
+    """Settings for one of the data sets that they name."""
+    det_json = None if source.det_json is None else [source.det_json]
+    names = {"dataset": [source.name], "data_root": [str(source.root)]}
+    return {**settings, **names, "det_json": det_json, "annotations": [source.form]}
+
+
+class Job(NamedTuple):
+    """A checkpoint, by its path or name, and a split of a data set to measure it on."""
+
+    checkpoint: str
+    data: RetrievalData
+    images: object  # the split's ImageSet
+
+
+def prepare(options, given, load):
+    """The jobs that the options name, all their data read: what is wrong there is found at once."""
+    jobs, decoded = [], {}
+    for name in options.checkpoint:
+        saved = load(name)[1]
+        if not (given["dataset"] or saved["options"]["dataset"]):
+            raise ValueError(f"{name}: a plain CLIP; name its data: --dataset NAME --data-root DIR")
+        settings = merged(given, saved["options"])
+        named = sources(settings)
+        if options.html and len(options.checkpoint) * len(named) > 1:
+            raise ValueError("--html shows one result: give one --checkpoint and one --dataset")
+        if any(source.name != "scenes" for source in named):
+            warn_of_scenes(saved)
+        for source in named:
+            data = RetrievalData(_alone(settings, source), source)
+            jobs.append(Job(name, data, _shared_images(decoded, data, options.split, saved)))
+    return jobs
+
+
+def _shared_images(decoded, data, split, saved):
+    """The split's ImageSet; one that an earlier checkpoint had too is not decoded again."""
+    settings, n_px = data.options, saved["definition"]["image_size"]
+    exchanged = settings["seed"] if settings["graph_control"] == "exchanged" else None
+    how = settings["max_objects"], settings["graph_control"], exchanged
+    key = str((data.files(split), n_px, saved["labels"], how))
+    if key not in decoded:
+        data.report()
+        decoded[key] = data.image_set(split, n_px, Vocabulary(saved["labels"]))
+        require_readable(decoded[key])
+    return decoded[key]
+
+
+def _content(job, saved, options, given, found):
+    """A result as it is written to --json."""
+    path, records = Path(job.checkpoint), job.data.records(options.split)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    table = per_image(found, [record.name for record in records], KS)
+    return {
+        "dataset": job.data.name,
+        "split": options.split,
+        "origin": job.data.annotations.origin,
+        "checkpoint": job.checkpoint,
+        "checkpoint_sha256": digest,  # none for a CLIP's name
+        "epoch": saved.get("epoch"),
+        "caption_equivalence": options.caption_equivalence,
+        "data_options": {name: job.data.options[name] for name in given},
+        "training_options": saved["options"],
+        "left_out": saved.get("left_out"),
+        **measure(found),
+        "intervals": bootstrap(table),
+        "per_image": table,
+    }
+
+
+def _write_queries(job, options, result, found, rows):
+    """Add a result's queries to those for --ranks, and write --html."""
+    captions = [text for record in job.data.records(options.split) for text in record.captions]
+    own = query_rows(found, result["per_image"]["names"], captions)
+    rows += [{"checkpoint": job.checkpoint, "dataset": job.data.name, **row} for row in own]
+    if options.html:
+        chosen = worst_and_best(own)
+        for query in (query for queries in chosen.values() for query in queries):
+            query["items"] = top_items(found, captions, query["direction"], query["query"])
+        report.write_page(options.html, result, chosen, *job.data.files(options.split)[:2])
 
 
 def parse(arguments=None):
@@ -222,54 +237,62 @@ def parse(arguments=None):
     add_data_options(parser)
     data_options = list(vars(parser.parse_args([])))
     parser.set_defaults(**dict.fromkeys(data_options))
-    add_encoder_options(parser)
+    add_device_options(parser, batch_size=64)
     option = parser.add_argument
     # fmt: off
-    option("--split", default="test", help="train, val or test; select on val, report test")
+    option("--checkpoint", nargs="+", default=[BEST], help=CHECKPOINT)
+    option("--split", default="test", help="val, train or dev; select on val, report test")
     option("--caption-equivalence", action="store_true", help="equal captions fit equal images")
-    option("--json", type=output_path, help="write figures, checkpoint hash and options here")
+    option("--json", type=output_path, help="write figures, intervals, hashes and options here")
+    option("--ranks", type=output_path, help="write every query's rank and rival to this CSV file")
+    option("--html", type=output_path, help="show the worst and best queries in this file")
+    option("--compare", nargs=2, metavar="JSON", help="only compare two files of --json")
     # fmt: on
     options = parser.parse_args(arguments)
     return options, {name: getattr(options, name) for name in data_options}
 
 
+def _compare_files(paths):
+    """Print how two result files differ, and return the comparisons."""
+    first, second = map(report.read_results, paths)
+    try:
+        found = compare(first, second)
+    except ValueError as error:
+        raise ValueError(f"--compare {' '.join(paths)}: {error}") from None
+    print(report.comparison(found))
+    held = [{f"{result['dataset']} {result['split']}" for result in own} for own in (first, second)]
+    for place in sorted(held[0] ^ held[1]):
+        print(f"{place}: in one of the files only")
+    return found
+
+
 def main(arguments=None):
+    """Measure, print and write; returns a list of results, by checkpoint and data set."""
     options, given = parse(arguments)
+    if options.compare:
+        return _compare_files(options.compare)
     device = pick_device(options.device)
-    model, checkpoint = load_checkpoint(options.checkpoint, device)
-    settings = merged(given, checkpoint["options"])
-    data = RetrievalData(settings)
-    data.report()
-    vocabulary = Vocabulary(checkpoint["labels"])
-    images = data.image_set(options.split, checkpoint["definition"]["image_size"], vocabulary)
-    require_readable(images)
-    result = evaluate(
-        model,
-        images,
-        data.records(options.split),
-        device,
-        options.batch_size,
-        settings["workers"],
-        options.caption_equivalence,
-    )
-    print(table(result, f"{data.name} {options.split}"))
+    # Read twice where there are several, so that only one at a time is in memory.
+    load = lru_cache(maxsize=1)(partial(load_model, device=device))
+    results, rows = [], []
+    for job in prepare(options, given, load):
+        model, saved = load(job.checkpoint)
+        records, workers = job.data.records(options.split), job.data.options["workers"]
+        how = device, options.batch_size, workers, options.caption_equivalence
+        found = retrieve(model, job.images, records, *how)
+        results.append(_content(job, saved, options, given, found))
+        if options.ranks or options.html:
+            _write_queries(job, options, results[-1], found, rows)
+    print(report.table(results, FREE))
     if options.json:
-        digest = hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest()
-        content = {
-            "dataset": data.name,
-            "split": options.split,
-            "origin": data.annotations.origin,
-            "checkpoint": options.checkpoint,
-            "checkpoint_sha256": digest,
-            "epoch": checkpoint.get("epoch"),
-            "caption_equivalence": options.caption_equivalence,
-            "data_options": {name: settings[name] for name in given},
-            "training_options": checkpoint["options"],
-            **result,
-        }
-        Path(options.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {options.json}")
-    return result
+        command = sys.argv[1:] if arguments is None else arguments
+        report.write_results(options.json, shlex.join(["python", "evaluate.py", *command]), results)
+    if options.ranks:
+        which = ("checkpoint", "dataset") if len(results) > 1 else ()
+        report.write_ranks(options.ranks, rows, which)
+    for path in filter(None, (options.json, options.ranks, options.html)):
+        print(f"written to {path}")
+    return results
 
 
 if __name__ == "__main__":

@@ -17,18 +17,19 @@ from pathlib import Path
 
 import torch
 
-from annotations import read_text
+from annotations import prepared, read_text
 from clip_gcn_image_feature_integration import (
     SAMPLES,
     add_encoder_options,
     encode_images,
     encode_texts,
     load_images,
+    load_model,
     output_path,
     pick_device,
+    warn_of_scenes,
 )
 from images import is_image
-from model import load_checkpoint
 
 WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
 
@@ -71,6 +72,15 @@ def read_queries(arguments):
     if not queries:
         raise ValueError("--queries: expected a sentence or a text file with one a line")
     return queries
+
+
+def prepare(queries, options):
+    """Sentences as the captions that the model was trained on: its options `clean`, `template`."""
+    texts = [prepared(query, options["clean"], options["template"]) for query in queries]
+    if "" in texts:
+        query = queries[texts.index("")]
+        raise ValueError(f"--queries '{query}': no word is left, cleaned as the model's captions")
+    return texts
 
 
 def matrix_lines(scores):
@@ -129,9 +139,11 @@ def parse(arguments=None):
 def main(arguments=None):
     options = parse(arguments)
     device = pick_device(options.device)
-    model, checkpoint = load_checkpoint(options.checkpoint, device)
+    model, checkpoint = load_model(options.checkpoint, device)
     if options.top_k < 0:
         raise ValueError(f"--top-k {options.top_k}: expected 0 for none, or more")
+    if options.images:
+        warn_of_scenes(checkpoint)
     paths, names = find_files(options.images or [str(SAMPLES)])
     det_json = options.det_json
     if options.images is None:
@@ -139,7 +151,8 @@ def main(arguments=None):
     queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
     images = load_images(paths, names, det_json, checkpoint)
     image_features = encode_images(model, images, device, options.batch_size)["fused"]
-    scores = encode_texts(model, queries, device) @ image_features.T  # (queries, images)
+    texts = prepare(queries, checkpoint["options"])
+    scores = encode_texts(model, texts, device) @ image_features.T  # (queries, images)
     if not torch.isfinite(scores).all():
         raise ValueError(f"{options.checkpoint}: the model gives scores that are not finite")
 

@@ -1,5 +1,6 @@
-"""Retrieval metrics against loops over random tie orders, and the script that reports them."""
+"""Retrieval metrics by hand-ranked examples and oracles, and the script that reports them."""
 
+import csv
 import hashlib
 import json
 import math
@@ -8,81 +9,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+import clip
+import dataloader
 import evaluate
+import ranks
+import retrieval_data
 import scenes
-import train
 from annotations import normal_form, read_annotations
-from clip_gcn_image_feature_integration import encode_images, encode_texts
-from dataloader import RetrievalData
-from evaluate import merged, metrics, retrieval_metrics, retrieval_ranks, table
-from model import load_checkpoint, save_checkpoint
+from clip_gcn_image_feature_integration import SCENES, encode_images, encode_texts, load_model
+from evaluate import merged, metrics, retrieval_metrics
+from intervals import bootstrap, figures
+from model import load_checkpoint
+from ranks import retrieval_ranks
+from retrieval_data import RetrievalData, sources
+from train import parse
 from V_Graph import read_labels
-
-OWNERS = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5])  # the image of each caption
-IMAGES = 6
-SHUFFLES = 20000  # shared by the queries of a matrix
-KS = (1, 3, 5)
-
-
-def score_matrix(kind, columns=12):
-    scores = np.random.default_rng(0).uniform(-1, 1, (IMAGES, columns))
-    return {"distinct": scores, "rounded": scores.round(), "equal": 0 * scores}[kind]
-
-
-def queries(scores, owners=OWNERS):
-    """(scores of a query, whether each gallery item is relevant), image to text first."""
-    scores = np.asarray(scores)
-    to_text = [(row, owners == i) for i, row in enumerate(scores)]
-    to_image = [(scores[:, t], np.arange(len(scores)) == owners[t]) for t in range(len(owners))]
-    return to_text, to_image
-
-
-def first_relevant(scores, relevant, order):
-    """Rank, from 1, of the first relevant item, the tied being in the given order."""
-    ranked = order[np.argsort(-scores[order], kind="stable")]
-    return 1 + int(np.flatnonzero(relevant[ranked])[0])
-
-
-def check_against_orders(ranks, cases):
-    """Expected ranks and recalls against shuffles, the bounds against the best and worst order."""
-    rng = np.random.default_rng(0)
-    for q, (scores, relevant) in enumerate(cases):
-        orders = (rng.permutation(len(scores)) for _ in range(SHUFFLES // len(cases)))
-        found = np.array([first_relevant(scores, relevant, order) for order in orders])
-        error = 4 * max(found.std(), 1e-9) / math.sqrt(len(found))
-        assert ranks.expected()[q] == pytest.approx(found.mean(), abs=error)
-        worst = first_relevant(scores, relevant, np.argsort(relevant, kind="stable"))
-        best = first_relevant(scores, relevant, np.argsort(~relevant, kind="stable"))
-        for k in KS:
-            pessimistic, expected, optimistic = (part[q] for part in ranks.recall(k))
-            hits = found <= k
-            share = hits.mean()
-            error = 4 * math.sqrt(max(share * (1 - share), 1 / len(found)) / len(found)) + 1e-9
-            if share in (0, 1) and (worst <= k) == (best <= k):
-                error = 1e-9  # no tie decides this one
-            assert expected == pytest.approx(share, abs=error)
-            assert (pessimistic, optimistic) == (worst <= k, best <= k)
-
-
-# ------------------------------------------------------------------ ranks
-
-
-@pytest.mark.parametrize("kind", ["distinct", "rounded", "equal"])
-def test_ranks_are_the_mean_over_orders_of_the_tied(kind):
-    scores = score_matrix(kind)
-    for ranks, cases in zip(retrieval_ranks(scores, OWNERS), queries(scores), strict=True):
-        check_against_orders(ranks, cases)
-
-
-def test_expected_recall_of_two_relevant_among_five_tied():
-    # A miss of both in k draws: (3/5), (3/5)(2/4), (3/5)(2/4)(1/3), 0.
-    ranks = evaluate.Ranks(*(np.array([n]) for n in (0, 5, 2)))
-    found = [ranks.recall(k)[1][0] for k in (1, 2, 3, 4, 5)]
-    assert found == pytest.approx([0.4, 0.7, 0.9, 1.0, 1.0])
-    assert ranks.expected()[0] == pytest.approx(1 * 0.4 + 2 * 0.3 + 3 * 0.2 + 4 * 0.1)
-    assert [ranks.recall(k)[0][0] for k in (3, 4)] == [0, 1]
-    assert ranks.recall(1)[2][0] == 1
 
 
 def test_hand_ranked_example():
@@ -106,32 +49,6 @@ def test_hand_ranked_example():
     assert (text_to_image["mean_rank"], text_to_image["median_rank"]) == (2, 2)
     assert found["mR"] == pytest.approx(np.mean([33.333333, 33.333333, 66.666667, *thirds, 100]))
     assert found["mR"] == found["mR_pessimistic"] == found["mR_optimistic"]
-
-
-@pytest.mark.parametrize("kind", ["distinct", "rounded", "equal"])
-def test_distinct_texts_equal_repeated_columns(kind):
-    text_index = np.array([3, 0, 1, 1, 2, 2, 0, 4, 3, 3, 4, 1])
-    scores = score_matrix(kind, columns=5)
-    short = metrics(*retrieval_ranks(scores, OWNERS, text_index), KS)
-    assert short == metrics(*retrieval_ranks(scores[:, text_index], OWNERS), KS)
-
-
-@pytest.mark.parametrize("kind", ["distinct", "rounded", "equal"])
-def test_caption_groups_equal_a_loop(kind):
-    scores = score_matrix(kind)
-    groups = np.array([0, 1, 2, 0, 3, 4, 5, 1, 1, 6, 7, 2])
-    of_image = [set(groups[i == OWNERS]) for i in range(IMAGES)]
-    to_text, to_image = queries(scores)
-    to_text = [
-        (row, np.array([g in of_image[i] for g in groups])) for i, (row, _) in enumerate(to_text)
-    ]
-    to_image = [
-        (column, np.array([groups[t] in own for own in of_image]))
-        for t, (column, _) in enumerate(to_image)
-    ]
-    found = retrieval_ranks(scores, OWNERS, groups=groups)
-    for ranks, cases in zip(found, (to_text, to_image), strict=True):
-        check_against_orders(ranks, cases)
 
 
 # ------------------------------------------------------------------ whole data sets
@@ -212,7 +129,7 @@ def test_row_order_changes_nothing():
 @pytest.mark.parametrize("chunk", [1, 7, 30])
 def test_chunks_change_nothing(monkeypatch, chunk):
     expected = retrieval_metrics(*tied_features())
-    monkeypatch.setattr(evaluate, "_CHUNK", chunk)
+    monkeypatch.setattr(ranks, "_CHUNK", chunk)
     assert retrieval_metrics(*tied_features()) == expected
 
 
@@ -248,102 +165,135 @@ def test_an_image_without_caption_is_an_error():
         retrieval_metrics(image, text, np.where(owners == 4, 5, owners))
 
 
-# ------------------------------------------------------------------ the script
+# ------------------------------------------------------------------ which data
 
 
-def test_table_prints_the_figures():
-    text = table(retrieval_metrics(*tied_features()), "mini test")
-    side = retrieval_metrics(*tied_features())["text_to_image"]
-    assert "mini test: 30 images, 90 captions (60 distinct)" in text
-    row = next(line for line in text.splitlines() if line.startswith("text to image"))
-    expected = [side["R@1"], side["R@5"], side["R@10"], side["mean_rank"], side["median_rank"]]
-    assert row.split()[3:] == [f"{value:.1f}" for value in expected]
-
-
-@pytest.mark.parametrize(("gap", "shown"), [(0.0, False), (0.09, False), (0.11, True)])
-@pytest.mark.parametrize("bound", ["pessimistic", "optimistic"])
-def test_bounds_are_printed_where_they_differ_by_a_tenth(bound, gap, shown):
-    side = {"R@1": 20.0, "R@5": 50.0, "R@10": 70.0, "mean_rank": 9.0, "median_rank": 5.0}
-    recalls = {key: side[key] for key in ("R@1", "R@5", "R@10")}
-    sign = 1 if bound == "optimistic" else -1
-    wide = {**recalls, "R@5": recalls["R@5"] + sign * gap}
-    sides = {**side, "pessimistic": recalls, "optimistic": recalls}
-    result = {
-        "images": 10,
-        "captions": 50,
-        "distinct_texts": 40,
-        "image_to_text": {**sides, bound: wide},
-        "text_to_image": sides,
-        "mR": 46.0,
-        "mR_pessimistic": 46.0,
-        "mR_optimistic": 46.0,
-        f"mR_{bound}": 46.0 + sign * gap,
-    }
-    lines = table(result, "mini").splitlines()
-    ties = [line for line in lines if "ties" in line]
-    assert len(ties) == (2 if shown else 0)
-    if shown:
-        low, high = sorted([50.0, 50.0 + sign * gap])
-        assert ties[0].strip() == f"ties: R@5 between {low:.1f} and {high:.1f}"
-        assert lines[-1].startswith("mR 46.0 (ties: between ")
+SAVED = {
+    "dataset": ["ucm", "rsicd"],
+    "data_root": ["u", "r"],
+    "det_json": None,
+    "annotations": ["auto", "pir"],
+    "max_objects": 20,
+    "seed": 3,
+}
 
 
 def test_given_options_replace_a_checkpoints():
-    saved = {"dataset": "ucm", "data_root": "a", "det_json": "b", "max_objects": 20, "seed": 3}
-    assert merged({"dataset": None, "data_root": None}, saved) == saved
-    assert merged({"max_objects": 9}, saved) == {**saved, "max_objects": 9}
-    assert merged({"dataset": "ucm"}, saved) == saved
+    assert merged({"dataset": None, "data_root": None}, SAVED) == SAVED
+    assert merged({"max_objects": 9}, SAVED) == {**SAVED, "max_objects": 9}
+    assert merged({"dataset": ["ucm", "rsicd"]}, SAVED) == SAVED
 
 
-def test_another_data_set_brings_its_own_folders():
-    saved = {"dataset": "ucm", "data_root": "a", "det_json": "b"}
-    other = merged({"dataset": "scenes"}, saved)
-    assert other == {"dataset": "scenes", "data_root": None, "det_json": None}
-    moved = merged({"data_root": "c"}, saved)
-    assert moved == {"dataset": "ucm", "data_root": "c", "det_json": None}
-    both = merged({"data_root": "c", "det_json": "d"}, saved)
-    assert both == {"dataset": "ucm", "data_root": "c", "det_json": "d"}
+def places(given, saved=SAVED):
+    found = merged(given, saved)
+    return [found[name] for name in ("dataset", "data_root", "det_json", "annotations")]
+
+
+def test_a_data_set_keeps_its_places_by_name():
+    assert places({"dataset": ["rsicd"]}) == [["rsicd"], ["r"], None, ["pir"]]
+    turned = {"dataset": ["rsicd", "ucm"]}
+    assert places(turned) == [["rsicd", "ucm"], ["r", "u"], None, ["pir", "auto"]]
+    detected = {**SAVED, "det_json": ["d", None]}
+    assert places({"dataset": ["ucm"]}, detected) == [["ucm"], ["u"], ["d"], ["auto"]]
+    assert places({"det_json": ["x", "y"]}) == [["ucm", "rsicd"], ["u", "r"], ["x", "y"]] + [
+        ["auto", "pir"]
+    ]
+
+
+def test_another_data_set_brings_its_own_places():
+    assert places({"dataset": ["scenes"]}) == [["scenes"], None, None, None]
+    assert places({"dataset": ["own"], "data_root": ["o"]}) == [["own"], ["o"], None, None]
+    mixed = {"dataset": ["scenes", "rsicd"]}
+    assert places(mixed) == [["scenes", "rsicd"], [None, "r"], None, [None, "pir"]]
+
+
+def test_another_root_drops_the_places_in_the_old_one():
+    detected = {**SAVED, "dataset": ["ucm"], "data_root": ["u"], "det_json": ["d"]}
+    assert places({"data_root": ["c"]}, detected) == [["ucm"], ["c"], None, None]
+    both = {"data_root": ["c"], "det_json": ["e"]}
+    assert places(both, detected) == [["ucm"], ["c"], ["e"], None]
+    no_data = {**SAVED, "dataset": None, "data_root": None, "annotations": None}
+    own = {"dataset": ["ucm"], "data_root": ["c"]}
+    assert places(own, no_data) == [["ucm"], ["c"], None, None]
+
+
+# ------------------------------------------------------------------ the script
 
 
 @pytest.fixture
-def checkpoint(tmp_path, tiny_model, tiny_definition, mini):
-    path = tmp_path / "tiny.pth"
-    options = train.parse(["--dataset", "mini", "--data-root", str(mini)])
-    save_checkpoint(path, tiny_model(), tiny_definition, read_labels().lines, options, epoch=7)
-    return path
+def checkpoint(save_tiny, mini):
+    left_out = {"mini": {"by_name": ["a"], "captions": 2}}
+    arguments = "--dataset", "mini", "--data-root", str(mini)
+    return save_tiny("tiny.pth", *arguments, epoch=7, left_out=left_out)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A second data set, of 13 test images."""
+    scenes.generate(tmp_path / "other", seed=5, splits={"train": 2, "val": 11, "test": 13})
+    return tmp_path / "other"
+
+
+def run(checkpoints, *arguments):
+    """The results of evaluate.py on one checkpoint or several."""
+    checkpoints = checkpoints if isinstance(checkpoints, list) else [checkpoints]
+    return evaluate.main(
+        ["--checkpoint", *map(str, checkpoints), "--device", "cpu", *map(str, arguments)]
+    )
 
 
 def test_script_measures_a_checkpoint(tmp_path, checkpoint, mini, device, capsys):
     out = tmp_path / "new" / "result.json"
     arguments = ["--checkpoint", str(checkpoint), "--json", str(out), "--device", device.type]
-    result = evaluate.main(arguments)
-    written = json.loads(out.read_text(encoding="utf-8"))
+    [result] = evaluate.main(arguments)
+    content = json.loads(out.read_text(encoding="utf-8"))
+    [written] = content["results"]
+    assert content["command"] == f"python evaluate.py {' '.join(arguments)}"
     assert (written["dataset"], written["split"], written["epoch"]) == ("mini", "test", 7)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert written["checkpoint_sha256"] == digest
-    assert written["data_options"]["data_root"] == str(mini)
+    assert written["checkpoint"] == str(checkpoint)
+    assert written["left_out"] == {"mini": {"by_name": ["a"], "captions": 2}}
+    assert str(mini) in written["origin"]
     assert written["caption_equivalence"] is False
     assert (written["images"], written["captions"]) == (12, 60)
-    for key in ("mR", "image_to_text", "text_to_image", "mR_pessimistic", "mR_optimistic"):
-        assert written[key] == result[key]
-    assert f"mR {result['mR']:.1f}" in capsys.readouterr().out
+    assert written == json.loads(json.dumps(result))
+    printed = capsys.readouterr().out
+    assert f"mR {result['mR']:.1f}, 95 % interval" in printed
+    assert printed.endswith(f"written to {out}\n")
+
+
+def test_results_hold_the_figures_by_image_and_their_intervals(checkpoint, mini):
+    [result] = run(checkpoint)
+    records = read_annotations(mini).splits["test"]
+    table = result["per_image"]
+    assert table["names"] == [record.name for record in records]
+    assert table["captions"] == [len(record.captions) for record in records]
+    of_images = figures(table)
+    assert of_images["mR"] == pytest.approx(result["mR"], abs=0.01)
+    assert result["intervals"] == bootstrap(table)
+    for direction in ("image_to_text", "text_to_image"):
+        for k in (1, 5, 10):
+            value, (low, high) = (
+                part[direction][f"R@{k}"] for part in (result, result["intervals"])
+            )
+            assert of_images[direction][f"R@{k}"] == pytest.approx(value, abs=0.01)
+            assert low - 0.01 <= value <= high + 0.01
 
 
 def test_written_options_are_the_datas_and_those_of_training(tmp_path, checkpoint, mini):
-    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu", "--batch-size", "5"]
-    how = ["--graph-control", "no-edges", "--caption-equivalence"]
-    evaluate.main([*fixed, *how, "--json", str(tmp_path / "result.json")])
-    written = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    how = ["--graph-control", "no-edges", "--caption-equivalence", "--batch-size", "5"]
+    run(checkpoint, *how, "--json", tmp_path / "result.json")
+    content = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    [written] = content["results"]
     assert "options" not in written and written["caption_equivalence"] is True
+    trained = parse(["--dataset", "mini", "--data-root", str(mini)])[0]
+    names = vars(evaluate.parse([])[0]).keys() & trained.keys() - {"device", "batch_size"}
     assert written["data_options"] == {
-        "dataset": "mini",
-        "data_root": str(mini),
-        "det_json": None,
+        **{name: trained[name] for name in names},
+        "annotations": ["auto"],
         "graph_control": "no-edges",
-        "cache_gb": 4,
-        "workers": 0,
     }
-    trained = train.parse(["--dataset", "mini", "--data-root", str(mini)])
     assert written["training_options"] == json.loads(json.dumps(trained))
     assert (trained["batch_size"], trained["graph_control"]) == (128, "own")
 
@@ -352,13 +302,14 @@ def test_data_options_that_are_not_given_are_the_checkpoints():
     options, given = evaluate.parse(["--workers", "2", "--split", "val"])
     assert options.split == "val"
     assert given.pop("workers") == 2
-    assert set(given) == {"dataset", "data_root", "det_json", "graph_control", "cache_gb"}
+    known = {"dataset", "data_root", "det_json", "annotations", "clean", "template"}
+    assert known | {"graph_control", "cache_gb", "cache_dir"} <= set(given)
     assert set(given.values()) == {None}
 
 
 @pytest.mark.parametrize("option", [["--augment", "flip"], ["--drop-graphs", "0.5"]])
 def test_options_of_training_data_are_refused(option, capsys):
-    assert train.parse(option)
+    assert parse(option)
     with pytest.raises(SystemExit):
         evaluate.parse(option)
     assert option[0] in capsys.readouterr().err
@@ -370,33 +321,30 @@ def test_missing_and_unreadable_images_are_one_error(tmp_path, checkpoint):
     gone, broken, *_ = (record.name for record in read_annotations(root).splits["test"])
     (root / "images" / gone).unlink()
     (root / "images" / broken).write_bytes(b"broken")
-    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu", "--data-root", str(root)]
     with pytest.raises(ValueError, match="^2 images are missing or unreadable") as failure:
-        evaluate.main(fixed)
+        run(checkpoint, "--data-root", root)
     assert gone in str(failure.value) and broken in str(failure.value)
 
 
-def test_script_measures_another_split_and_another_data_set(tmp_path, checkpoint):
-    other = tmp_path / "other"
-    scenes.generate(other, seed=5, splits={"train": 2, "val": 11, "test": 13})
-    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu"]
-    assert evaluate.main([*fixed, "--split", "train"])["images"] == 24
-    assert evaluate.main([*fixed, "--dataset", "other", "--data-root", str(other)])["images"] == 13
+def test_script_measures_another_split_and_another_data_set(checkpoint, other):
+    assert run(checkpoint, "--split", "train")[0]["images"] == 24
+    [found] = run(checkpoint, "--dataset", "other", "--data-root", other)
+    assert (found["images"], found["data_options"]["data_root"]) == (13, [str(other)])
     with pytest.raises(ValueError, match="no split 'dev'.*train, val, test"):
-        evaluate.main([*fixed, "--split", "dev"])
+        run(checkpoint, "--split", "dev")
 
 
 def test_caption_equivalence_never_lowers_a_figure(checkpoint):
-    fixed = ["--checkpoint", str(checkpoint), "--device", "cpu", "--split", "train"]
-    strict, equivalent = evaluate.main(fixed), evaluate.main([*fixed, "--caption-equivalence"])
+    [strict] = run(checkpoint, "--split", "train")
+    [equivalent] = run(checkpoint, "--split", "train", "--caption-equivalence")
     for side in ("image_to_text", "text_to_image"):
         assert all(equivalent[side][f"R@{k}"] >= strict[side][f"R@{k}"] for k in (1, 5, 10))
 
 
 def test_script_agrees_with_encoding_one_by_one_and_sorting(checkpoint):
-    found = evaluate.main(["--checkpoint", str(checkpoint), "--device", "cpu", "--split", "val"])
+    [found] = run(checkpoint, "--split", "val")
     network, saved = load_checkpoint(checkpoint)
-    data = RetrievalData(saved["options"])
+    data = RetrievalData(saved["options"], *sources(saved["options"]))
     records = data.records("val")
     image_set = data.image_set("val", saved["definition"]["image_size"], read_labels())
     images = encode_images(network, image_set, "cpu", batch_size=1)["fused"]
@@ -406,3 +354,165 @@ def test_script_agrees_with_encoding_one_by_one_and_sorting(checkpoint):
             scores = images @ encode_texts(network, [caption], "cpu")[0]
             hits.append(i in torch.argsort(scores, descending=True)[:5].tolist())
     assert found["text_to_image"]["R@5"] == pytest.approx(100 * np.mean(hits))
+
+
+# ------------------------------------------------------------------ several at once
+
+
+def measured(results):
+    """What was measured, without what a command or a file is called."""
+    keys = ("dataset", "images", "mR", "image_to_text", "text_to_image", "per_image", "intervals")
+    return [{key: result[key] for key in keys} for result in results]
+
+
+def test_several_checkpoints_and_data_sets_are_measured_as_alone(
+    save_tiny, mini, other, monkeypatch, capsys
+):
+    files = [
+        save_tiny(f"{seed}.pth", "--dataset", "mini", "--data-root", str(mini), "--seed", seed)
+        for seed in "01"
+    ]
+    both = ["--dataset", "mini", "other", "--data-root", mini, other]
+    alone = [
+        run(file, "--dataset", name, "--data-root", root)[0]
+        for file in files
+        for name, root in (("mini", mini), ("other", other))
+    ]
+    reads = []
+    read = dataloader.read_images
+    monkeypatch.setattr(dataloader, "read_images", lambda *a: reads.append(a) or read(*a))
+    capsys.readouterr()
+    results = run(files, *both)
+    assert measured(results) == measured(alone)
+    assert len({result["mR"] for result in results}) > 2
+    assert len(reads) == 2  # the seeds differ, the images do not
+    heads, *rows = capsys.readouterr().out.splitlines()[-7:]
+    names = [str(files[0]), str(files[1]), "mean"]
+    assert [row.startswith(name) for row, name in zip(rows, names * 2, strict=True)] == [True] * 6
+    assert heads.split()[0] == "checkpoint"
+
+
+def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini):
+    places = ["--dataset", "mini", "--data-root", str(mini)]
+    differences = [
+        [],
+        ["--clean", "pir", "--graph-control", "no-edges"],
+        ["--graph-control", "exchanged"],
+        ["--graph-control", "exchanged", "--seed", "1"],
+        ["--max-objects", "2"],
+    ]
+    files = [save_tiny(f"{i}.pth", *places, *how) for i, how in enumerate(differences)]
+    files.append(plain_clip)  # its images are larger
+    together = run(files, *places)
+    assert measured(together) == measured([run(file, *places)[0] for file in files])
+    assert len({str(result["image_to_text"]) for result in together}) == len(files)
+    assert together[1]["data_options"]["clean"] == "pir"
+
+
+def test_html_and_ranks_show_the_queries_of_the_result(tmp_path, checkpoint, capsys):
+    page, table = tmp_path / "new" / "page.html", tmp_path / "ranks.csv"
+    [result] = run(checkpoint, "--html", page, "--ranks", table)
+    rows = list(csv.DictReader(table.open(newline="", encoding="utf-8")))
+    assert len(rows) == 12 + 60 and "checkpoint" not in rows[0]
+    for direction in ("image_to_text", "text_to_image"):
+        ranks = [float(row["rank"]) for row in rows if row["direction"] == direction]
+        assert np.mean(ranks) == pytest.approx(result[direction]["mean_rank"], abs=1e-5)
+    text = page.read_text(encoding="utf-8")
+    worst = max(rows[12:], key=lambda row: float(row["rank"]))
+    assert f"mR {result['mR']:.1f}" in text and worst["caption"] in text
+    assert text.count("<article>") == 12 + 30
+    assert f"written to {page}" in capsys.readouterr().out
+
+
+def test_html_of_several_results_is_an_error(tmp_path, checkpoint, mini, other):
+    arguments = ["--html", tmp_path / "page.html"]
+    with pytest.raises(ValueError, match="--html shows one result"):
+        run([checkpoint, checkpoint], *arguments)
+    both = ["--dataset", "mini", "other", "--data-root", mini, other]
+    with pytest.raises(ValueError, match="--html shows one result"):
+        run(checkpoint, *arguments, *both)
+
+
+def test_ranks_of_several_results_name_them(tmp_path, checkpoint, mini, other):
+    table = tmp_path / "ranks.csv"
+    run(checkpoint, "--ranks", table, "--dataset", "mini", "other", "--data-root", mini, other)
+    rows = list(csv.DictReader(table.open(newline="", encoding="utf-8")))
+    assert [row["dataset"] for row in rows] == ["mini"] * 72 + ["other"] * 78
+    assert {row["checkpoint"] for row in rows} == {str(checkpoint)}
+
+
+def test_two_result_files_are_compared(tmp_path, save_tiny, mini, other, capsys):
+    place = ["--dataset", "mini", "--data-root", str(mini)]
+    runs = [save_tiny(f"{seed}.pth", *place, "--seed", seed) for seed in "0123"]
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    both = ["--dataset", "mini", "other", "--data-root", mini, other]
+    a, b = run(runs[:2], "--json", files[0]), run(runs[2:], "--json", files[1], *both)
+    capsys.readouterr()
+    [found] = evaluate.main(["--compare", *map(str, files)])
+    means = [np.mean([r["mR"] for r in own if r["dataset"] == "mini"]) for own in (a, b)]
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert found.difference["mR"].value == pytest.approx(means[0] - means[1], abs=0.02)
+    assert first.startswith(
+        f"mini test, 12 images, 2 and 2 runs: mR {means[0]:.1f} - {means[1]:.1f} = "
+    )
+    assert last == "other test: in one of the files only"
+    with pytest.raises(ValueError, match=r"gone\.json: not readable .*--json"):
+        evaluate.main(["--compare", str(files[0]), str(tmp_path / "gone.json")])
+
+
+# ------------------------------------------------------------------ plain CLIPs, and warnings
+
+
+def test_a_plain_clip_is_measured_without_graph(plain_clip, mini, capsys):
+    [found] = run(plain_clip, "--dataset", "mini", "--data-root", mini)
+    network, preprocess = clip.load(str(plain_clip))
+    records = read_annotations(mini).splits["test"]
+    pixels = [preprocess(Image.open(mini / "images" / record.name)) for record in records]
+    captions = [text for record in records for text in record.captions]
+    with torch.no_grad():
+        images = F.normalize(network.encode_image(torch.stack(pixels)), dim=-1)
+        texts = F.normalize(network.encode_text(clip.tokenize(captions)), dim=-1)
+    expected = retrieval_metrics(images, texts, np.repeat(np.arange(12), 5))
+    assert found["mR"] == pytest.approx(expected["mR"], abs=0.5)
+    assert (found["training_options"]["graph"], found["epoch"]) == ("none", None)
+    assert found["training_options"]["dataset"] is None
+    assert found["checkpoint_sha256"] == hashlib.sha256(plain_clip.read_bytes()).hexdigest()
+    assert "synthetic scenes" not in "".join(capsys.readouterr())
+
+
+def test_a_plain_clip_needs_a_data_set(plain_clip):
+    with pytest.raises(ValueError, match=r"plain\.pt: a plain CLIP.*--dataset"):
+        run(plain_clip)
+    with pytest.raises(ValueError, match="--dataset ucm needs --data-root"):
+        run(plain_clip, "--dataset", "ucm")
+
+
+def test_a_name_without_weights_and_a_foreign_file_are_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(clip, "MODELS", tmp_path)
+    with pytest.raises(ValueError, match="^ViT-B/32: no weights at .*ViT-B-32.pt"):
+        load_model("ViT-B/32", "cpu")
+    torch.save({"some": torch.zeros(2)}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"foreign\.pt: not an FG-CROSS checkpoint; as a CLIP"):
+        load_model(str(tmp_path / "foreign.pt"), "cpu")
+
+
+def test_a_clip_by_its_name_has_no_digest(plain_clip, mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(clip, "MODELS", tmp_path)
+    plain_clip.rename(tmp_path / "ViT-B-32.pt")
+    [found] = run("ViT-B/32", "--dataset", "mini", "--data-root", mini)
+    assert (found["checkpoint"], found["checkpoint_sha256"]) == ("ViT-B/32", None)
+
+
+def test_a_model_of_scenes_on_other_images_is_warned_of(save_tiny, mini, monkeypatch, capsys):
+    monkeypatch.setattr(retrieval_data.scenes, "generate", lambda root: None)
+    place = ["--data-root", str(mini)]
+    scenes_model, mini_model = save_tiny("s.pth"), save_tiny("m.pth", "--dataset", "mini", *place)
+    for model, name, warned in (
+        (scenes_model, "mini", True),
+        (scenes_model, "scenes", False),
+        (mini_model, "mini", False),
+        (mini_model, "scenes", False),
+    ):
+        run(model, "--dataset", name, *place)
+        assert capsys.readouterr().err.count(SCENES) == warned
+    assert "--checkpoint ViT-B/32" in SCENES and "train.py --dataset" in SCENES

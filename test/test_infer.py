@@ -16,10 +16,14 @@ import clip
 import clip_gcn_image_feature_integration as integration
 import infer
 import model
-import train
-from clip_gcn_image_feature_integration import SAMPLES, encode_images, encode_texts, load_images
-from model import load_checkpoint, save_checkpoint
-from V_Graph import read_labels
+from clip_gcn_image_feature_integration import (
+    SAMPLES,
+    SCENES,
+    encode_images,
+    encode_texts,
+    load_images,
+)
+from model import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 NAMES = [f"sample_{i}.png" for i in range(1, 6)]
@@ -28,11 +32,9 @@ SENTENCES = (ROOT / "test" / "queries.txt").read_text(encoding="utf-8").splitlin
 
 
 @pytest.fixture
-def checkpoint(tmp_path, tiny_model, tiny_definition):
+def checkpoint(save_tiny):
     """Path of a tiny model's checkpoint, its options those of train.py."""
-    path = tmp_path / "tiny.pth"
-    save_checkpoint(path, tiny_model(), tiny_definition, read_labels().lines, train.parse([]))
-    return path
+    return save_tiny("tiny.pth")
 
 
 @pytest.fixture
@@ -310,6 +312,50 @@ def test_scores_that_are_not_finite_are_an_error(show, checkpoint):
         show()
 
 
+def test_queries_are_prepared_as_the_captions_were(save_tiny, checkpoint, tmp_path, capsys):
+    cleaning = ("--clean", "pir", "--template", "an aerial view: {}")
+    trained = save_tiny("clean.pth", *cleaning)
+    dump = tmp_path / "out.json"
+    queries = ["Two Ships, anchored!", "a semi-circular court."]
+    arguments = ["--device", "cpu", "--queries"]
+    found = infer.main(["--checkpoint", str(trained), *arguments, *queries, "--json", str(dump)])
+    assert json.loads(dump.read_text(encoding="utf-8"))["queries"] == queries
+    assert f"Query 1: {queries[0]} -> " in capsys.readouterr().out
+    texts = ["an aerial view: two ships anchored", "an aerial view: a semi circular court"]
+    expected = infer.main(["--checkpoint", str(checkpoint), *arguments, *texts])  # equal weights
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"--queries '\?!': no word is left"):
+        infer.main(["--checkpoint", str(trained), *arguments, "a ship", "?!"])
+
+
+# ------------------------------------------------------------------ plain CLIPs, and warnings
+
+
+def test_a_plain_clip_scores_images_without_graph(plain_clip, capsys):
+    found = infer.main(["--checkpoint", str(plain_clip), "--device", "cpu"])
+    network, preprocess = clip.load(str(plain_clip))
+    with torch.no_grad():
+        pixels = torch.stack([preprocess(Image.open(SAMPLES / name)) for name in NAMES])
+        images = F.normalize(network.encode_image(pixels), dim=-1)
+        texts = F.normalize(network.encode_text(clip.tokenize(SENTENCES)), dim=-1)
+    torch.testing.assert_close(found, texts @ images.T, rtol=0, atol=1e-5)
+    assert capsys.readouterr().err.count(SCENES) == 0
+
+
+def test_a_model_of_scenes_on_other_images_is_warned_of(checkpoint, save_tiny, mini, tiles, capsys):
+    other = save_tiny("other.pth", "--dataset", "mini", "--data-root", str(mini))
+    images = ["--images", str(tiles[0])]
+    for path, arguments, warned in (
+        (checkpoint, images, True),
+        (checkpoint, [], False),
+        (other, images, False),
+    ):
+        infer.main(["--checkpoint", str(path), "--device", "cpu", *arguments])
+        assert capsys.readouterr().err.count(SCENES) == warned
+    assert integration.main(["--checkpoint", str(checkpoint), "--device", "cpu"]) == 0
+    assert SCENES not in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ encoding
 
 
@@ -469,8 +515,6 @@ def test_a_dependence_beyond_the_devices_tolerance_breaks_a_promise(
         assert integration.verify(network, samples, device)[0][1] is kept
 
 
-def test_a_plain_clip_has_one_promise(tmp_path, tiny_model, tiny_definition, capsys, device):
-    options = train.parse(["--graph", "none"])
-    path = tmp_path / "plain.pth"
-    save_checkpoint(path, tiny_model(graph="none"), tiny_definition, read_labels().lines, options)
-    assert verified(path, capsys, device) == (0, {"no dependence on batch mates": True})
+def test_a_model_without_graph_has_one_promise(save_tiny, plain_clip, capsys, device):
+    for path in (save_tiny("none.pth", "--graph", "none"), plain_clip):
+        assert verified(path, capsys, device) == (0, {"no dependence on batch mates": True})
