@@ -143,6 +143,9 @@ class FGCross(CLIP):
 
 # ------------------------------------------------------------------ checkpoints
 
+VERSION = 2  # of the options and fields in a checkpoint: raise it when older ones cannot be read
+FIELDS = {"weights", "definition", "labels", "options"}
+
 
 def build(definition, labels, options):
     """A model with random weights. labels: vocabulary lines; options: dict with the model's."""
@@ -156,19 +159,29 @@ def build(definition, labels, options):
 
 
 def save_checkpoint(path, model, definition, labels, options, **state):
-    """Write a self-describing checkpoint, whole or not at all.
+    """Write a self-describing checkpoint, whole or not at all; OSError names the file.
 
     state: epoch, best_score and whatever else may be needed, of types that load without unpickling
     code (numbers, strings, lists, dicts, tensors).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     content = {"weights": weights, "definition": definition, "labels": labels, "options": options}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save({**content, **state}, temporary)
+        with open(temporary, "wb") as file:
+            torch.save({"version": VERSION, **content, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"{path}: not written ({reason}); what stood there is whole, is the disk full?"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -192,6 +205,17 @@ def read_weights(path):
         raise ValueError(f"{path}: broken, or more than tensors and numbers ({kind})") from None
 
 
+def is_checkpoint(path):
+    """Whether a file is a checkpoint of this project, told without reading its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            content = archive.read(pickles[0]) if pickles else b""
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return all(field.encode() in content for field in FIELDS)
+
+
 def load_checkpoint(path, device="cpu"):
     """Rebuild a model from a checkpoint alone.
 
@@ -202,11 +226,12 @@ def load_checkpoint(path, device="cpu"):
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; train one first: python train.py")
     checkpoint = read_weights(path)
-    fields = {"weights", "definition", "labels", "options"}
-    if not isinstance(checkpoint, dict) or not fields <= set(checkpoint):
+    if not isinstance(checkpoint, dict) or not FIELDS <= set(checkpoint):
         raise ValueError(
-            f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(fields)}"
+            f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(FIELDS)}"
         )
+    if checkpoint.get("version") != VERSION:
+        raise ValueError(f"{path}: from another version of this code; train it again")
     model = build(checkpoint["definition"], checkpoint["labels"], checkpoint["options"])
     try:
         model.load_state_dict(checkpoint["weights"])

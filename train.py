@@ -4,15 +4,17 @@
     python train.py --dataset ucm --data-root DIR --precision bf16 --epochs 40
     python train.py --dataset rsitmd --data-root DIR --clip ViT-B/32      # fine-tune a CLIP
 
-Writes `best_model.pth` (best mR on the validation split), `last.pth` and `log.jsonl`, a line an
-epoch, into models/ or --out. The test split is never touched here: see evaluate.py.
+    python train.py --resume --out models/ucm                   # go on where a run was stopped
+
+Writes `best_model.pth` (best mR on validation, the mean over data sets), `last.pth` to go on from,
+and `log.jsonl`, a line an epoch, into models/ or --out. No model is measured on a test split here:
+see evaluate.py. Ctrl-C and SIGTERM save before they stop.
 """
 
 import argparse
-import ctypes
+import importlib.util
 import json
-import math
-import sys
+import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,28 +22,37 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-import clip
-from augment import augmented, stored_size
+import resume
+from augment import stored_size
 from clip_gcn_image_feature_integration import add_device_options, pick_device
-from dataloader import (
-    RetrievalData,
-    TrainingSet,
+from dataloader import TrainingSet, require_readable
+from evaluate import KS, evaluate
+from learner import (
+    PRECISIONS,
+    TRAINED,
+    freeze,
+    keep_freed_memory,
+    make_learner,
+    pick_precision,
+    set_training_mode,
+    start_model,
+    train_step,
+)
+from loss import add_loss_options
+from model import add_model_options, build, save_checkpoint
+from report import plot_log
+from retrieval_data import (
     add_data_options,
     add_training_data_options,
     augmentations,
-    require_readable,
+    joint_image_set,
+    read_data_sets,
+    without_test,
 )
-from evaluate import KS, evaluate
-from loss import add_loss_options, batch_loss, keep_learnable, positive_mask
-from model import add_model_options, build, read_definition, save_checkpoint
-from V_Graph import LABELS, read_labels
-
-WARMUP = 0.1  # fraction of all steps before the decay
-LARGEST_GRADIENT = 1.0  # norm at which gradients are clipped
-TRAINED = {"all": ("visual", "text"), "image": ("visual",), "text": ("text",), "graph": ()}
+from V_Graph import LABELS, Vocabulary, read_labels
 
 
-def parse(arguments=None):
+def make_parser():
     """All options of training: those of data, model and loss, and the schedule's."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_data_options(parser)
@@ -57,255 +68,241 @@ def parse(arguments=None):
     option("--lr", type=float, default=1e-5, help="of pretrained layers; lower if mR falls at once")
     option("--lr-new", type=float, default=2e-3, help="of new layers: all of them without --clip")
     option("--weight-decay", type=float, default=0.1, help="of matrices, not of biases and norms")
-    option("--precision", choices=("fp32", "bf16", "fp16"), help="default fp32, on CUDA half")
+    option("--precision", choices=PRECISIONS, help="default fp32, on CUDA half")
     option("--patience", type=int, default=10, help="epochs without a better validation mR")
     option("--seed", type=int, default=0, help="of weights, order, captions, augmentation, splits")
     option("--out", default="models", help="folder for checkpoints and log; one a run")
+    option("--save-every", type=int, default=500, help="steps between saves within an epoch")
+    option("--resume", action="store_true", help="go on from last.pth in --out, bit for bit")
+    option("--tensorboard", action="store_true", help="write its curves (pip install tensorboard)")
+    option("--plot", action="store_true", help="draw curve.png (pip install matplotlib)")
     # fmt: on
+    return parser
+
+
+def parse(arguments=None):
+    """(options, the checkpoint to resume from or None)."""
+    parser = make_parser()
     options = vars(parser.parse_args(arguments))
+    if options["resume"]:
+        checkpoint = resume.read_state(Path(options["out"]) / "last.pth")
+        parser.set_defaults(**dict.fromkeys(options))  # None: not on the command line
+        given = vars(parser.parse_args(arguments)).items()
+        given = {name: value for name, value in given if value is not None}
+        given["out"] = options["out"]
+        return resume.resumed_options(checkpoint["options"], given), checkpoint
     if options["clip"] and options["model"]:
         raise ValueError("--clip brings its own sizes: leave --model out")
     if options["train"] == "graph" and options["graph"] == "none":
         raise ValueError("--train graph with --graph none leaves nothing to train")
     options["augment"] = augmentations(options)
-    return options
+    return options, None
 
 
-def keep_freed_memory():
-    """Let glibc reuse large buffers instead of handing them back after every operation.
+class TrainingData(NamedTuple):
+    """All that a run reads."""
 
-    A third of a convolutional training step on the CPU is page faults otherwise. Elsewhere than on
-    Linux with glibc this does nothing.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt:
-            mallopt(-4, 0)  # M_MMAP_MAX: no buffer of its own mapping
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep what is freed
+    data_sets: list
+    train_set: TrainingSet
+    val_sets: list  # an ImageSet for each data set
+    left_out: dict  # see retrieval_data.without_test
+    digest: str  # of images, captions and detections
 
 
-def pick_precision(name, device):
-    """The autocast dtype that --precision means on a device."""
-    if name is None:
-        name = "fp32"
-        if device.type == "cuda":
-            # is_bf16_supported() counts emulation, which is slower than fp16
-            name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def start_model(options, labels):
-    """A model and its definition: --clip's weights where given, else from scratch."""
-    if options["clip"] is None:
-        if options["train"] != "all":
-            print(f"--train {options['train']} without --clip: the frozen towers stay random")
-        definition = read_definition(options["model"] or "small")
-        return build(definition, labels, options), definition
-    pretrained, _ = clip.load(options["clip"])
-    model = build(pretrained.definition, labels, options)
-    model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
-    return model, pretrained.definition
-
-
-def freeze(model, train):
-    """Leave gradients to what --train names, the new layers and the temperature."""
-    new = model.new_parameters()
-    for name, parameter in model.named_parameters():
-        tower = "visual" if name.startswith("visual.") else "text"
-        parameter.requires_grad = tower in TRAINED[train] or name in new or name == "logit_scale"
-
-
-def make_optimizer(model, options):
-    """AdamW with a group for each of pretrained or new, decayed or not."""
-    groups = {}
-    new = model.new_parameters()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (options["clip"] is None or name in new, parameter.ndim >= 2)
-            groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": options["lr_new"] if is_new else options["lr"],
-                "weight_decay": options["weight_decay"] if decayed else 0.0,
-            }
-            for (is_new, decayed), parameters in groups.items()
-        ],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-
-
-def make_schedule(optimizer, steps):
-    """Linear warm-up over a fraction of the steps, then cosine decay to zero."""
-    rise = max(1, int(WARMUP * steps))
-
-    def factor(step):
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def set_training_mode(model, train):
-    """Training mode, except that a frozen image tower keeps its batch statistics."""
-    model.train()
-    if "visual" not in TRAINED[train]:
-        model.visual.eval()
-
-
-class Learner(NamedTuple):
-    """What a training step needs and changes."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    scaler: torch.amp.GradScaler  # does nothing but in fp16
-    precision: torch.dtype
-
-
-def train_one_epoch(learner, train_set, batches, options, epoch):
-    """One pass over the training images; returns the mean loss.
-
-    Raises FloatingPointError with step, learning rate and image names where the loss is not finite.
-    """
-    model, optimizer, schedule, scaler, precision = learner
-    set_training_mode(model, options["train"])
-    device, total = model.logit_scale.device, 0.0
-    bar = tqdm(batches, desc=f"epoch {epoch}", unit="batch", leave=False)
-    for step, batch in enumerate(bar):
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
-        moves = batch.get("affine"), batch.get("colour")
-        pixels = augmented(clip.normalize(batch["image"]), train_set.n_px, *moves)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            image_features, text_features = model(
-                pixels, batch["nodes"], batch["adjacency"], batch["mask"], batch["text"]
+def read_data(options, definition, vocabulary):
+    """TrainingData as the options say."""
+    data_sets = read_data_sets(options)
+    val_records = [data.records(data.validation) for data in data_sets]
+    for data, records in zip(data_sets, val_records, strict=True):
+        if len(records) < max(KS):
+            raise ValueError(
+                f"{data.name}: {len(records)} validation images; R@{max(KS)} needs more"
             )
-        loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
-        value = loss.item()
-        if not math.isfinite(value):
-            rates = ", ".join(f"{group['lr']:.2e}" for group in optimizer.param_groups)
-            names = ", ".join(str(train_set.image_set.paths[i]) for i in batch["index"].tolist())
-            raise FloatingPointError(
-                f"loss {value} in epoch {epoch}, step {step}, learning rates {rates}; lower "
-                f"them or use --precision fp32. Images of the batch: {names}"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        keep_learnable(model.logit_scale)
-        total += value
-        bar.set_postfix(loss=f"{value:.3f}")
-    return total / len(batches)
-
-
-def read_data(options, out, definition, vocabulary):
-    """RetrievalData, TrainingSet, validation ImageSet; writes down a validation split it drew."""
-    data = RetrievalData(options)
-    data.report()
-    if data.drawn_split:
-        text = json.dumps(data.drawn_split, indent=1)
-        (out / "split.json").write_text(text + "\n", encoding="utf-8")
-    if len(data.records("val")) < max(KS):
-        raise ValueError(f"{len(data.records('val'))} validation images; R@{max(KS)} needs more")
     augment, n_px = options["augment"], definition["image_size"]
-    images = data.image_set("train", stored_size(n_px, augment), vocabulary)
-    val_images = data.image_set("val", n_px, vocabulary)
-    require_readable(images, val_images)
+    images = joint_image_set(data_sets, "train", stored_size(n_px, augment), vocabulary)
+    val_sets = [data.image_set(data.validation, n_px, vocabulary) for data in data_sets]
+    require_readable(images, *val_sets)
+    records, left_out = without_test(data_sets, images, options["drop_test_captions"])
+    if not any(record.captions for record in records):
+        raise ValueError("no training image is left: all are in a test split")
     train_set = TrainingSet(
         images,
-        data.records("train"),
+        records,
         definition,
         augment=augment,
         drop_graphs=options["drop_graphs"],
         seed=options["seed"],
     )
-    return data, train_set, val_images
+    digest = resume.data_digest((images, records), *zip(val_sets, val_records, strict=True))
+    return TrainingData(data_sets, train_set, val_sets, left_out, digest)
 
 
-def log_line(epoch, loss, result, learner, train_seconds, val_seconds):
+def start(options, checkpoint):
+    """(model, definition, vocabulary), fresh or as a stopped run left them."""
+    if checkpoint is None:
+        vocabulary = read_labels(options["labels"] or LABELS)
+        model, definition = start_model(options, vocabulary.lines)
+        options["model"] = definition["name"]
+        return model, definition, vocabulary
+    model = build(checkpoint["definition"], checkpoint["labels"], options)
+    model.load_state_dict(checkpoint["weights"])
+    return model, checkpoint["definition"], Vocabulary(checkpoint["labels"])
+
+
+def train_one_epoch(learner, train_set, options, progress, after_step):
+    """The rest of an epoch, from progress["step"] on; counts in progress, calls after_step()."""
+    set_training_mode(learner.model, options["train"])
+    epoch, first = progress["epoch"], progress["step"]
+    pin_memory = learner.model.logit_scale.device.type == "cuda"
+    batches = train_set.batches(epoch, options["batch_size"], options["workers"], pin_memory, first)
+    bar = tqdm(batches, f"epoch {epoch}", first + len(batches), initial=first, leave=False)
+    waiting = time.perf_counter()
+    for batch in bar:
+        begin = time.perf_counter()
+        place = f"epoch {epoch}, step {progress['step']}"
+        value = train_step(learner, train_set, batch, options, place)
+        progress["step"] += 1
+        progress["loss"] += value
+        progress["data_seconds"] += begin - waiting
+        progress["compute_seconds"] += time.perf_counter() - begin
+        bar.set_postfix(loss=f"{value:.3f}")
+        after_step()
+        waiting = time.perf_counter()
+
+
+def validate(model, data, options):
+    """{data set: result on its validation split}, and the mean mR."""
+    results, device = {}, model.logit_scale.device
+    for data_set, images in zip(data.data_sets, data.val_sets, strict=True):
+        records, workers = data_set.records(data_set.validation), options["workers"]
+        result = evaluate(model, images, records, device, options["batch_size"], workers)
+        results[data_set.name] = result
+    return results, sum(result["mR"] for result in results.values()) / len(results)
+
+
+def log_line(progress, results, score, learner, val_seconds):
     """What log.jsonl keeps of an epoch."""
+    kept = ("mR", "image_to_text", "text_to_image")
     return {
-        "epoch": epoch,
-        "loss": loss,
-        "val_mR": result["mR"],
-        "val_image_to_text": result["image_to_text"],
-        "val_text_to_image": result["text_to_image"],
+        "epoch": progress["epoch"],
+        "loss": progress["loss"] / progress["step"],
+        "val_mR": score,
+        "val": {name: {key: result[key] for key in kept} for name, result in results.items()},
         "logit_scale": learner.model.logit_scale.exp().item(),
         "lr": [group["lr"] for group in learner.optimizer.param_groups],
-        "train_seconds": train_seconds,
+        "data_seconds": progress["data_seconds"],
+        "compute_seconds": progress["compute_seconds"],
         "val_seconds": val_seconds,
     }
 
 
+def require_packages(options):
+    """Raise ValueError, before any work, where an option needs a package that is missing."""
+    for option, package in (("plot", "matplotlib"), ("tensorboard", "tensorboard")):
+        if options[option] and importlib.util.find_spec(package) is None:
+            raise ValueError(f"--{option}: pip install {package}, or leave it out")
+
+
+def curves(options, out, epoch):
+    """A function that draws the log's lines as --tensorboard and --plot say."""
+    writer = None
+    if options["tensorboard"]:
+        from torch.utils.tensorboard import SummaryWriter  # large, and needed here alone
+
+        writer = SummaryWriter(out / "tensorboard", purge_step=epoch)
+
+    def draw(lines):
+        if writer:
+            for name in ("loss", "val_mR", "logit_scale", "data_seconds", "compute_seconds"):
+                writer.add_scalar(name, lines[-1][name], lines[-1]["epoch"])
+            writer.flush()
+        if options["plot"]:
+            plot_log(lines, out / "curve.png")
+
+    return draw
+
+
 def main(arguments=None):
-    options = parse(arguments)
+    options, checkpoint = parse(arguments)
     print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
+    require_packages(options)
     keep_freed_memory()
     torch.manual_seed(options["seed"])
     device = pick_device(options["device"])
-    precision = pick_precision(options["precision"], device)
+    options["precision"] = pick_precision(options["precision"], device)
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob("*.pth.*.tmp"):  # of a run that was killed while it saved
+        leftover.unlink()
 
-    vocabulary = read_labels(options["labels"] or LABELS)
-    model, definition = start_model(options, vocabulary.lines)
-    options["model"] = definition["name"]
-    data, train_set, val_images = read_data(options, out, definition, vocabulary)
-    model.to(device)
+    model, definition, vocabulary = start(options, checkpoint)
+    data = read_data(options, definition, vocabulary)
+    model.to(device, memory_format=torch.channels_last)
     freeze(model, options["train"])
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    print(f"{learning:,} of {total:,} parameters train, {device}, {precision}")
+    print(f"{learning:,} of {total:,} parameters train, {device}, {options['precision']}")
 
-    batch_size, workers, epochs = options["batch_size"], options["workers"], options["epochs"]
-    optimizer = make_optimizer(model, options)
-    schedule = make_schedule(optimizer, epochs * len(train_set.batches(0, batch_size)))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    learner = Learner(model, optimizer, schedule, scaler, precision)
+    steps = len(data.train_set.batches(0, options["batch_size"]))
+    learner = make_learner(model, options, options["epochs"] * steps)
+    progress, lines, log = resume.begin_or_restore(learner, checkpoint, data.digest, out)
+    drawn = {d.name: d.drawn_split for d in data.data_sets if d.drawn_split}
+    if drawn:
+        (out / "split.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "model": model,
+        "definition": definition,
+        "labels": vocabulary.lines,
+        "options": options,
+        "origin": {data_set.name: data_set.annotations.origin for data_set in data.data_sets},
+        "left_out": data.left_out,
+        "data_digest": data.digest,
+    }
+    draw = curves(options, out, progress["epoch"])
+    begin = time.perf_counter()
 
-    best, best_epoch, begin = -1.0, 0, time.perf_counter()
-    with open(out / "log.jsonl", "w", encoding="utf-8") as log:
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
-            batches = train_set.batches(epoch, batch_size, workers, device.type == "cuda")
-            loss = train_one_epoch(learner, train_set, batches, options, epoch)
-            trained = time.perf_counter()
-            result = evaluate(model, val_images, data.records("val"), device, batch_size, workers)
-            better, best = result["mR"] > best, max(best, result["mR"])
-            if better:
-                best_epoch = epoch
-            for name in ("last.pth", "best_model.pth") if better else ("last.pth",):
-                save_checkpoint(
-                    out / name,
-                    model,
-                    definition,
-                    vocabulary.lines,
-                    options,
-                    epoch=epoch,
-                    best_score=best,
-                    origin=data.annotations.origin,
-                )
-            seconds = trained - start, time.perf_counter() - trained
-            log.write(json.dumps(log_line(epoch, loss, result, learner, *seconds)) + "\n")
-            log.flush()
-            print(
-                f"epoch {epoch:3d} | loss {loss:8.4f} | val mR {result['mR']:5.1f} | "
-                f"best {best:5.1f} | {seconds[0]:5.1f} s + {seconds[1]:.1f} s"
-            )
-            if epoch - best_epoch >= options["patience"]:
+    def save_and_stop_if(due, noted):
+        if due or noted:
+            resume.save_state(out / "last.pth", learner, content, progress)
+        if noted:
+            again = f"python train.py --resume --out {shlex.quote(str(out))}"
+            print(f"\nstopped and saved in epoch {progress['epoch']}; go on with: {again}")
+            raise SystemExit(128 + noted[0])
+
+    with resume.signals_noted() as noted, open(log, "a", encoding="utf-8") as file:
+
+        def after_step():
+            every, done = options["save_every"], (progress["epoch"] - 1) * steps + progress["step"]
+            save_and_stop_if(every and done % every == 0, noted)
+
+        while progress["epoch"] <= options["epochs"]:
+            epoch = progress["epoch"]
+            if epoch - 1 - progress["best_epoch"] >= options["patience"]:
                 print(f"stopped: no better validation mR for {options['patience']} epochs")
                 break
-    seconds = time.perf_counter() - begin
-    print(f"best validation mR {best:.1f} in epoch {best_epoch}, {seconds:.0f} s; {out}")
-    return best
+            train_one_epoch(learner, data.train_set, options, progress, after_step)
+            validating = time.perf_counter()
+            results, score = validate(model, data, options)
+            seconds = time.perf_counter() - validating
+            if score > progress["best_score"]:
+                progress.update(best_score=score, best_epoch=epoch)
+                save_checkpoint(out / "best_model.pth", **content, epoch=epoch, best_score=score)
+            lines.append(log_line(progress, results, score, learner, seconds))
+            file.write(json.dumps(lines[-1]) + "\n")
+            file.flush()
+            draw(lines)
+            print(
+                f"epoch {epoch:3d} | loss {lines[-1]['loss']:8.4f} | val mR {score:5.1f} | "
+                f"best {progress['best_score']:5.1f} | data {progress['data_seconds']:.1f} s, "
+                f"compute {progress['compute_seconds']:.1f} s, validation {seconds:.1f} s"
+            )
+            resume.next_epoch(progress)
+            save_and_stop_if(True, noted)
+    print(
+        f"best validation mR {progress['best_score']:.1f} in epoch {progress['best_epoch']}, "
+        f"{time.perf_counter() - begin:.0f} s; {out}"
+    )
+    return progress["best_score"]
 
 
 if __name__ == "__main__":

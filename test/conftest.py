@@ -4,11 +4,15 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import clip
 import model
 import scenes
+from towers import CLIP
 from V_Graph import read_labels
 
 ROOT = Path(__file__).parent.parent
@@ -93,3 +97,139 @@ def write_detections(path, boxes, label="ship"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([{"label": label, "bbox": b} for b in boxes]), encoding="utf-8")
     return path
+
+
+def write_image(path, size=(40, 40), value=None):
+    """An image file of noise, seeded by its name, or of one grey value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(list(path.stem.encode()))
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    if value is not None:
+        pixels[:] = value
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+CAPTIONS = {  # five images, one to five captions each, some of them shared
+    "a.tif": ("a ship", "two ships"),
+    "b.tif": ("a plane", "A Plane", "two planes near a road"),
+    "c.tif": ("a car",),
+    "d.tif": ("a ship", "a boat", "a vessel", "one ship", "a ship on the water"),
+    "e.tif": ("snow", "snowy ground"),
+}
+
+
+@pytest.fixture
+def five(tmp_path):
+    """A data set: the images of CAPTIONS; all but the third with one to four detections."""
+    root = tmp_path / "five"
+    for i, (name, size) in enumerate(zip(CAPTIONS, [*SIZES, (40, 40), (33, 50)], strict=True)):
+        stem = name.removesuffix(".tif")
+        write_image(root / "imgs" / f"{stem}.png", size)
+        if i != 2:
+            boxes = [box(5 + 6 * j + i, 7 + 5 * j, 6 + i, 4 + j, 0.3 * j) for j in range(1 + i % 4)]
+            write_detections(root / "det_json" / f"{stem}.json", boxes)
+    write_karpathy(root, {"train": CAPTIONS, "val": {"a.tif": ("a ship",)}})
+    return root
+
+
+def equal_batches(first, second):
+    """Assert that two iterables of batches are the same to the bit, and not empty."""
+    first, second = list(first), list(second)
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def plain_clip(tmp_path):
+    """Path of a state dict whose shapes are those of models/small.json."""
+    torch.manual_seed(0)
+    torch.save(CLIP(model.read_definition("small")).state_dict(), tmp_path / "plain.pt")
+    return tmp_path / "plain.pt"
+
+
+@pytest.fixture
+def save_tiny(tmp_path, tiny_definition):
+    """Writes a small model's checkpoint: save_tiny("a.pth", "--seed", "1", epoch=7)."""
+
+    def save(name, *arguments, **state):
+        from train import parse  # here, so that only these tests need all of training
+
+        options, labels = parse(list(arguments))[0], read_labels().lines
+        torch.manual_seed(options["seed"])
+        network = model.build(tiny_definition, labels, options)
+        model.save_checkpoint(tmp_path / name, network, tiny_definition, labels, options, **state)
+        return tmp_path / name
+
+    return save
+
+
+# ------------------------------------------------------------------ training runs
+
+RESNET = {"width": 8, "layers": [1, 1, 1, 1], "heads": 4}
+
+
+@pytest.fixture
+def run(mini, tmp_path, tiny_definition, monkeypatch):
+    """Trains a tiny model: run("--epochs", "2", vision=...); returns its folder."""
+    import learner
+    import train  # here, so that only these tests need all of training
+
+    def start(*arguments, out="out", vision=None):
+        definition = {**tiny_definition, "vision": vision or tiny_definition["vision"]}
+        monkeypatch.setattr(learner, "read_definition", lambda name: definition)
+        fixed = ["--dataset", "mini", "--data-root", str(mini), "--out", str(tmp_path / out)]
+        device = [] if "--device" in arguments else ["--device", "cpu"]
+        small = ["--augment", *device, "--batch-size", "8", "--epochs", "1"]
+        train.main([*fixed, *small, *arguments])
+        return tmp_path / out
+
+    return start
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The weights that training starts from, once it has run."""
+    import train
+
+    before, start = {}, train.start_model
+
+    def remember(*arguments):
+        network, definition = start(*arguments)
+        before.update({k: v.clone() for k, v in network.state_dict().items()})
+        return network, definition
+
+    monkeypatch.setattr(train, "start_model", remember)
+    return before
+
+
+@pytest.fixture
+def pretrained(tmp_path, tiny_definition, monkeypatch):
+    """The path of a CLIP state dict, and that state dict, of a definition that clip.load knows."""
+    monkeypatch.setattr(clip, "definition_names", lambda: ["tiny"])
+    monkeypatch.setattr(clip, "read_definition", lambda name: tiny_definition)
+    torch.manual_seed(7)
+    weights = CLIP(tiny_definition).state_dict()
+    path = tmp_path / "clip.pt"
+    torch.save(weights, path)
+    return path, weights
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+def weights_of(folder, name="last.pth"):
+    return model.load_checkpoint(folder / name)[1]["weights"]
+
+
+def changed(before, after):
+    """Names of the weights that differ."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def is_new(name):
+    return name.split(".")[0] in {"node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate"}

@@ -426,8 +426,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
     before = path.read_bytes()
 
     def half(content, target):
-        with open(target, "wb") as file:
-            file.write(before[: len(before) // 2])
+        target.write(before[: len(before) // 2])
         raise interruption
 
     monkeypatch.setattr(torch, "save", half)

@@ -1,28 +1,50 @@
-"""The shape of the source tree: who imports whom, and how large a file may be."""
+"""The shape of the source tree: who imports whom, how large a file may be, what scripts share."""
 
 import ast
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
+import audit
+import clip_gcn_image_feature_integration
+import evaluate
+import infer
+import scenes
+import train
+import V_Graph
+from conftest import ROOT
 from model import definition_names, read_definition
 from towers import CLIP
 
-ROOT = Path(__file__).parent.parent
 LEVELS = (  # a script imports only from levels above its own in this list
-    ("V_Graph", "simple_tokenizer", "loss", "towers", "images", "augment", "shapes"),
-    ("model", "annotations", "scenes"),
-    ("clip",),
+    ("V_Graph", "simple_tokenizer", "loss", "towers", "images", "augment", "shapes")
+    + ("intervals", "ranks", "annotations"),
+    ("model", "scenes", "report"),
+    ("clip", "resume"),
+    ("cache", "learner"),
     ("dataloader",),
+    ("retrieval_data",),
     ("clip_gcn_image_feature_integration",),
-    ("evaluate",),
-    ("train", "infer"),
+    ("evaluate", "audit", "infer"),
+    ("train",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 EXCEPTIONS = {("V_Graph", "images")}  # its command draws, its functions do not
 SOURCES = sorted(ROOT.glob("*.py"))
 LONGEST = 320
+SCRIPTS = (
+    "train",
+    "evaluate",
+    "infer",
+    "audit",
+    "V_Graph",
+    "scenes",
+    "clip_gcn_image_feature_integration",
+)
+OTHERS = tuple(sorted(set(LEVEL) - set(SCRIPTS)))
 
 
 def imported(tree):
@@ -51,6 +73,13 @@ def test_scripts_import_from_lower_levels_only(path):
     allowed = {name for name in LEVEL if LEVEL[name] < LEVEL[path.stem]}
     allowed |= {name for importer, name in EXCEPTIONS if importer == path.stem}
     assert not found - allowed
+
+
+@pytest.mark.parametrize("name", LEVEL)
+def test_a_script_stands_as_low_as_its_imports_allow(name):
+    found = imported(parsed(ROOT / f"{name}.py")) & set(LEVEL)
+    found = {LEVEL[other] for other in found if (name, other) not in EXCEPTIONS}
+    assert LEVEL[name] == max(found, default=-1) + 1
 
 
 def test_functions_of_the_graph_need_no_images():
@@ -101,3 +130,69 @@ def test_every_definition_is_read_and_builds_a_model():
 def test_an_unknown_definition_is_an_error_that_lists_those_there_are():
     with pytest.raises(ValueError, match="'huge'.*small"):
         read_definition("huge")
+
+
+# ------------------------------------------------------------------ scripts
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """In an empty folder: all imported, then each script run with --help; (process, folder)."""
+    folder = tmp_path_factory.mktemp("empty")
+    code = f"""
+import runpy, sys
+import {", ".join(SCRIPTS + OTHERS)}
+print("imported")
+for name in {SCRIPTS}:
+    sys.argv = [name + ".py", "--help"]
+    try:
+        runpy.run_path(r"{ROOT}/" + name + ".py", run_name="__main__")
+    except SystemExit as end:
+        print(name, "ended with", end.code)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    return process, folder
+
+
+def test_the_scripts_are_those_that_run():
+    ends = 'if __name__ == "__main__":'
+    assert {p.stem for p in SOURCES if ends in p.read_text(encoding="utf-8")} == set(SCRIPTS)
+
+
+def test_importing_does_nothing(session):
+    process, folder = session
+    assert process.stdout.startswith("imported\n")
+    assert process.stderr == ""
+    assert not list(folder.iterdir())
+
+
+def test_every_script_prints_its_help(session):
+    process, _ = session
+    assert process.returncode == 0
+    for name in SCRIPTS:
+        assert f"usage: {name}.py" in process.stdout
+        assert f"{name} ended with 0\n" in process.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [train, evaluate, infer, audit, V_Graph, scenes, clip_gcn_image_feature_integration],
+    ids=SCRIPTS,
+)
+def test_an_unknown_option_is_refused(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["--no-such-option"])
+    assert end.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_training_has_few_options_and_each_has_help(capsys):
+    options = train.parse([])[0]
+    assert len(options) <= 38
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in text for name in options)

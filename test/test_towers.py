@@ -382,3 +382,19 @@ def test_black_and_white_are_normalised(device):
     mean, deviation = torch.tensor(clip.MEAN), torch.tensor(clip.STD)
     torch.testing.assert_close(black[:, 0, 0], -mean / deviation)
     torch.testing.assert_close(white[:, 0, 0], (1 - mean) / deviation)
+
+
+def test_a_text_tower_without_layers_is_the_mean_of_the_words(tiny_definition):
+    tiny_definition["text"]["layers"] = 0
+    torch.manual_seed(0)
+    model = CLIP(tiny_definition).eval()
+    tokens = clip.tokenize(["ships in a harbor", "", "harbor a in ships", "!"])
+    features = model.encode_text(tokens)
+    words = model.token_embedding(tokens[0, 1:5]).mean(dim=0)
+    expected = model.ln_final(words) @ model.text_projection
+    assert torch.allclose(features[0], expected, atol=1e-6)
+    assert torch.allclose(features[0], features[2], atol=1e-6)  # their order does not matter
+    assert torch.allclose(features[1], model.ln_final.bias @ model.text_projection, atol=1e-6)
+    only = model.ln_final(model.token_embedding.weight[tokens[3, 1]]) @ model.text_projection
+    assert torch.allclose(features[3], only, atol=1e-6)  # a word of id 0 is no padding
+    assert torch.allclose(model.encode_text(tokens[:, :6]), features, atol=1e-6)

@@ -1,0 +1,159 @@
+"""One training step and what it needs: precision, trained parameters, optimizer, schedule.
+
+The loop over steps and epochs is in train.py.
+"""
+
+import ctypes
+import math
+import sys
+from typing import NamedTuple
+
+import torch
+
+import clip
+from augment import augmented
+from loss import batch_loss, keep_learnable, positive_mask
+from model import build, read_definition
+
+WARMUP = 0.1  # fraction of all steps before the decay
+LARGEST_GRADIENT = 1.0  # norm at which gradients are clipped
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TRAINED = {"all": ("visual", "text"), "image": ("visual",), "text": ("text",), "graph": ()}
+
+
+def keep_freed_memory():
+    """Let glibc reuse large buffers instead of handing them back after every operation.
+
+    A third of a convolutional training step on the CPU is page faults otherwise. Elsewhere than on
+    Linux with glibc this does nothing.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt:
+            mallopt(-4, 0)  # M_MMAP_MAX: no buffer of its own mapping
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep what is freed
+
+
+def pick_precision(name, device):
+    """The name of the autocast dtype: --precision, else what suits the device."""
+    if name is None and device.type == "cuda":
+        # is_bf16_supported() counts emulation, which is slower than fp16
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return name or "fp32"
+
+
+def start_model(options, labels):
+    """A model and its definition: --clip's weights where given, else from scratch."""
+    if options["clip"] is None:
+        if options["train"] != "all":
+            print(f"--train {options['train']} without --clip: the frozen towers stay random")
+        definition = read_definition(options["model"] or "small")
+        return build(definition, labels, options), definition
+    pretrained, _ = clip.load(options["clip"])
+    model = build(pretrained.definition, labels, options)
+    model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
+    return model, pretrained.definition
+
+
+def freeze(model, train):
+    """Leave gradients to what --train names, the new layers and the temperature."""
+    new = model.new_parameters()
+    for name, parameter in model.named_parameters():
+        tower = "visual" if name.startswith("visual.") else "text"
+        parameter.requires_grad = tower in TRAINED[train] or name in new or name == "logit_scale"
+
+
+def make_optimizer(model, options):
+    """AdamW with a group for each of pretrained or new, decayed or not."""
+    groups = {}
+    new = model.new_parameters()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (options["clip"] is None or name in new, parameter.ndim >= 2)
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": options["lr_new"] if is_new else options["lr"],
+                "weight_decay": options["weight_decay"] if decayed else 0.0,
+            }
+            for (is_new, decayed), parameters in groups.items()
+        ],
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+
+
+def make_schedule(optimizer, steps):
+    """Linear warm-up over a fraction of the steps, then cosine decay to zero."""
+    rise = max(1, int(WARMUP * steps))
+
+    def factor(step):
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def set_training_mode(model, train):
+    """Training mode, except that a frozen image tower keeps its batch statistics."""
+    model.train()
+    if "visual" not in TRAINED[train]:
+        model.visual.eval()
+
+
+class Learner(NamedTuple):
+    """What a training step needs and changes."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler  # does nothing but in fp16
+    precision: torch.dtype
+
+
+def make_learner(model, options, steps):
+    """A Learner before the first of so many steps."""
+    optimizer, device = make_optimizer(model, options), model.logit_scale.device
+    scaler = torch.amp.GradScaler(device.type, enabled=options["precision"] == "fp16")
+    schedule = make_schedule(optimizer, steps)
+    return Learner(model, optimizer, schedule, scaler, PRECISIONS[options["precision"]])
+
+
+def train_step(learner, train_set, batch, options, place):
+    """One batch forward and back; returns its loss.
+
+    Raises FloatingPointError with place, learning rates and image names where it is not finite.
+    """
+    model, optimizer, schedule, scaler, precision = learner
+    device = model.logit_scale.device
+    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
+    changes = {key: batch.get(key) for key in ("affine", "colour", "hole")}
+    pixels = augmented(clip.normalize(batch["image"]), train_set.n_px, **changes)
+    # Convolutions take a third less time with channels last; transformers do not care.
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        image_features, text_features = model(
+            pixels, batch["nodes"], batch["adjacency"], batch["mask"], batch["text"]
+        )
+    loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
+    value = loss.item()
+    if not math.isfinite(value):
+        rates = ", ".join(f"{group['lr']:.2e}" for group in optimizer.param_groups)
+        names = ", ".join(str(train_set.image_set.paths[i]) for i in batch["index"].tolist())
+        raise FloatingPointError(
+            f"loss {value} in {place}, learning rates {rates}; lower them or use --precision "
+            f"fp32. Images of the batch: {names}"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+    scaler.step(optimizer)
+    scaler.update()
+    schedule.step()
+    keep_learnable(model.logit_scale)
+    return value

@@ -1,0 +1,189 @@
+"""What a stopped training run needs to go on exactly where it was.
+
+`last.pth` is a checkpoint (see model.py) with a `state` beside the weights: optimizer, schedule,
+scaler, random generators, threads, and how far the run had come. All else that is random is drawn
+by (seed, epoch, image), so epoch and step are the sampler's position.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import VERSION, read_weights, save_checkpoint
+
+# Options that change no result: a resumed run may have others. Where the data lie is one of them,
+# since their content is compared.
+FREE = {
+    *("data_root", "det_json", "cache_gb", "cache_dir", "workers", "device"),
+    *("out", "save_every", "resume", "tensorboard", "plot"),
+}
+
+
+_EPOCH = {
+    "step": 0,  # batches of the epoch that are done
+    "loss": 0.0,  # their sum
+    "data_seconds": 0.0,  # waited for batches
+    "compute_seconds": 0.0,
+}
+
+
+def next_epoch(progress):
+    """Count an epoch as logged."""
+    progress.update(_EPOCH, epoch=progress["epoch"] + 1, log_lines=progress["log_lines"] + 1)
+
+
+def begin_or_restore(learner, checkpoint, digest, out):
+    """(progress, log lines, log file) of a new run, or of one that goes on from a checkpoint."""
+    log = out / "log.jsonl"
+    if checkpoint is None:
+        (out / "last.pth").unlink(missing_ok=True)  # of an earlier run, whose log goes too
+        log.write_text("", encoding="utf-8")
+        return {"epoch": 1, **_EPOCH, "best_score": -1.0, "best_epoch": 0, "log_lines": 0}, [], log
+    if digest != checkpoint["data_digest"]:
+        raise ValueError("--resume: images, captions or detections have changed since the save")
+    restore(learner, checkpoint["state"])
+    progress = checkpoint["state"]["progress"]
+    print(f"resumed in epoch {progress['epoch']} after {progress['step']} steps")
+    return progress, cut_log(log, progress["log_lines"]), log
+
+
+def random_states(device):
+    """The states of all generators, of types that load without unpickling code."""
+    kind, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states, device):
+    """Put the generators back; CUDA's where they are saved and there are as many devices."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and len(states.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save_state(path, learner, checkpoint, progress):
+    """Write `last.pth`. checkpoint: the arguments of `save_checkpoint`, path and state aside."""
+    device = learner.model.logit_scale.device
+    state = {
+        "optimizer": learner.optimizer.state_dict(),
+        "schedule": learner.schedule.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "random": random_states(device),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "progress": dict(progress),
+    }
+    save_checkpoint(path, **checkpoint, epoch=progress["log_lines"], state=state)
+
+
+def read_state(path):
+    """The checkpoint of a stopped run; ValueError where there is none to go on from."""
+    if not Path(path).is_file():
+        raise ValueError(f"--resume: no {path}; name the run's folder with --out")
+    checkpoint = read_weights(path)
+    if not isinstance(checkpoint, dict) or "state" not in checkpoint:
+        raise ValueError(f"--resume: {path} is not a last.pth of train.py")
+    if checkpoint.get("version") != VERSION:
+        raise ValueError(f"--resume: {path} is from another version of this code; train it again")
+    return checkpoint
+
+
+def restore(learner, state):
+    """Put optimizer, schedule, scaler, generators and threads back as they were saved.
+
+    On another device the run goes on too, and a line says that it is no longer bit-exact.
+    """
+    device = learner.model.logit_scale.device
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.schedule.load_state_dict(state["schedule"])
+    if state["scaler"]:
+        learner.scaler.load_state_dict(state["scaler"])
+    set_random_states(state["random"], device)
+    if device.type != state["device"]:
+        print(f"resumed on {device.type}, begun on {state['device']}: no longer bit-exact")
+    elif device.type == "cpu":
+        torch.set_num_threads(state["threads"])
+
+
+def resumed_options(saved, given):
+    """The options of a resumed run: the saved ones, those that are free replaced by given ones.
+
+    given: only what stands on the command line. Raises ValueError with the list of differences
+    where another would alter the result.
+    """
+    differences = [
+        f"  --{name.replace('_', '-')}: {saved[name]} in the run, {value} now"
+        for name, value in given.items()
+        if name not in FREE and _plain(value) != _plain(saved[name])
+    ]
+    if differences:
+        raise ValueError(
+            "--resume: these options alter the result; leave them out to go on, or start a new "
+            "run in another --out:\n" + "\n".join(differences)
+        )
+    return {**saved, **{name: value for name, value in given.items() if name in FREE}}
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def data_digest(*parts):
+    """A digest of what is trained and validated on. parts: (ImageSet, records) of each."""
+    digest = hashlib.blake2b(digest_size=16)
+    for images, records in parts:
+        content = [[record.name, record.captions] for record in records], images.hashes
+        digest.update(json.dumps(content).encode())
+        for slots, boxes in images.boxes:
+            digest.update(slots.tobytes() + boxes.tobytes())
+    return digest.hexdigest()
+
+
+def cut_log(path, lines):
+    """Keep a log's first lines: what came after the saved state is trained and written again."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    kept = text.splitlines(keepends=True)[:lines]
+    if len(kept) < lines:
+        raise ValueError(f"--resume: {path} has {len(kept)} lines, but {lines} epochs are done")
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+    return [json.loads(line) for line in kept]
+
+
+@contextmanager
+def signals_noted():
+    """SIGTERM and Ctrl-C only note their number in the list this yields: the run can save first.
+
+    A second one of the same kind ends the process at once.
+    """
+    noted, before = [], {}
+
+    def note(number, _):
+        noted.append(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
