@@ -1,15 +1,18 @@
 """Augmentation: one affine map moves an image's pixels and its detections alike.
 
-Crops, flips, quarter turns and colours are drawn on the CPU, for each image by its own generator;
+Crops, flips, turns, holes and colours are drawn on the CPU, for each image by its own generator;
 the pixels are changed for a whole batch on the device. Shapes: B images, n detections.
 """
 
 import math
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
-AUGMENTATIONS = ("crop", "flip", "turn", "colour")
+AUGMENTATIONS = ("crop", "flip", "turn", "erase", "colour")
+SMALLEST_CROP = 0.5  # of the image's side
+HOLE = 0.3  # side of what is erased, of the image's
 ENLARGED = 4 / 3  # images to be cropped are kept this much larger than the model's input: sharper
 
 
@@ -21,13 +24,13 @@ def stored_size(n_px, augment):
 def draw_affine(rng, augment):
     """A (2, 3) map from output to input coordinates, both in [-1, 1] over the square crop."""
     matrix, shift = np.eye(2), np.zeros(2)
-    if "turn" in augment:
-        quarter = np.array([[0.0, -1.0], [1.0, 0.0]])
-        matrix = np.linalg.matrix_power(quarter, int(rng.integers(4)))
+    if "turn" in augment:  # by any angle: seen from above, no direction is the upright one
+        angle = rng.uniform(0, 2 * math.pi)
+        matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     if "flip" in augment and rng.random() < 0.5:
         matrix = matrix @ np.diag([-1.0, 1.0])
     if "crop" in augment:
-        zoom = rng.uniform(0.6, 1)
+        zoom = rng.uniform(SMALLEST_CROP, 1)
         matrix, shift = matrix * zoom, rng.uniform(zoom - 1, 1 - zoom, 2)
     return np.concatenate([matrix, shift[:, None]], axis=1)
 
@@ -41,7 +44,7 @@ def move_boxes(slots, boxes, size, affine):
     centres = (boxes[:, :2] - (width / 2, height / 2)) / half
     centres = (centres - affine[:, 2]) @ inverse.T  # (n, 2)
     directions = np.stack([np.cos(boxes[:, 4]), np.sin(boxes[:, 4])], axis=1) @ inverse.T
-    if abs(inverse[0, 0]) < abs(inverse[0, 1]):  # an odd number of quarter turns
+    if abs(inverse[0, 0]) < abs(inverse[0, 1]):  # nearer to lying on its side
         width, height = height, width
     moved = boxes.copy()
     moved[:, :2] = centres * half + (width / 2, height / 2)
@@ -56,14 +59,28 @@ def draw_colour(rng):
     return np.stack([rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3), rng.uniform(-0.3, 0.3, 3)])
 
 
-def augmented(images, n_px, affine=None, colour=None):
-    """Normalised images (B, 3, H, W) to (B, 3, n_px, n_px), moved and coloured if asked to.
+def draw_hole(rng):
+    """Centre (2) of the square that is erased, x and y in fractions of the image."""
+    return rng.uniform(0, 1, 2)
 
-    affine: maps (B, 2, 3); colour: gains and offsets (B, 2, 3). Without maps H and W are n_px.
+
+def _erased(images, hole):
+    """Images with a square about each hole (B, 2) set to the mean colour, 0."""
+    side = images.shape[-1]
+    places = (torch.arange(side, device=images.device) + 0.5) / side
+    inside = (places - hole[..., None]).abs() < HOLE / 2  # (B, 2, side)
+    return images.masked_fill((inside[:, 1, :, None] & inside[:, 0, None, :])[:, None], 0)
+
+
+def augmented(images, n_px, affine=None, colour=None, hole=None):
+    """Normalised images (B, 3, H, W) to (B, 3, n_px, n_px), changed as far as asked to.
+
+    affine: maps (B, 2, 3); colour: gains and offsets (B, 2, 3); hole: centres (B, 2). Without maps
+    H and W are n_px.
     """
     if affine is not None:
         grid = F.affine_grid(affine, [len(images), 3, n_px, n_px], align_corners=False)
         images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     if colour is not None:
         images = images * colour[:, 0, :, None, None] + colour[:, 1, :, None, None]
-    return images
+    return images if hole is None else _erased(images, hole)

@@ -7,8 +7,9 @@ its state dicts load strictly; the code is our own. The sizes come from a defini
      "vision": {"patch_size": 32, "width": 768, "layers": 12, "heads": 12},
      "text": {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12, "heads": 8}}
 
-A `vision` whose `layers` is a list of four is a ModifiedResNet. Sizes in the shapes below:
-B images or texts, L positions, D width, E the common embedding width.
+A `vision` whose `layers` is a list of four is a ModifiedResNet. A `text` of 0 layers, which no CLIP
+has, is the mean of its words' embeddings, for comparison. Sizes in the shapes below: B images or
+texts, L positions, D width, E the common embedding width.
 """
 
 import math
@@ -207,9 +208,18 @@ class CLIP(nn.Module):
         The feature is read at the end token, the largest id, and attention is causal: what
         follows it changes nothing, so batches may be cut after their longest text.
         """
+        if not self.transformer.resblocks:
+            return self.ln_final(self._mean_word(text)) @ self.text_projection  # (B, E)
         length = text.shape[1]
         x = self.token_embedding(text) + self.positional_embedding[:length]  # (B, L, D)
         mask = torch.full((length, length), float("-inf"), device=text.device).triu(1)
         x = self.ln_final(self.transformer(x, mask.to(x.dtype)))
         x = x[torch.arange(len(x), device=text.device), text.argmax(dim=-1)]  # (B, D)
         return x @ self.text_projection  # (B, E)
+
+    def _mean_word(self, text):
+        """Token ids (B, L) to the mean embedding (B, D) of those between start and end token."""
+        positions = torch.arange(text.shape[1], device=text.device)
+        words = (positions > 0) & (positions < text.argmax(dim=-1, keepdim=True))  # (B, L)
+        total = (self.token_embedding(text) * words[..., None]).sum(dim=1)
+        return total / words.sum(dim=1, keepdim=True).clamp(min=1)
