@@ -107,8 +107,9 @@ def _field(container, key, kind, place):
 def _inside(name, place):
     """The name, if it is one and stays below the data root, on whichever system it is read."""
     parts = name.replace("\\", "/").split("/")
-    if not name.strip():
-        raise ValueError(f"{place}: the name is blank; expected that of an image")
+    if not name.strip() or parts[-1] in ("", "."):
+        what = f"'{name}' names no file" if name.strip() else "the name is blank"
+        raise ValueError(f"{place}: {what}; expected the name of an image")
     if ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", name):
         raise ValueError(
             f"{place}: '{name}' leads out of the data root; write it relative to the root, "
@@ -285,7 +286,7 @@ def with_validation(annotations, fraction, seed, dev_images=0):
 
     With dev_images so many are drawn as "dev", shipped "val" or not. Returns (annotations, None)
     where nothing was drawn, else (annotations, split) with the names of "train" and of the drawn
-    one, to be written beside the checkpoint. Raises ValueError where train is too small.
+    one, to be written beside the checkpoint. From a train of no more images nothing is drawn.
     """
     name, train = "dev" if dev_images else "val", annotations.splits.get("train", [])
     if not dev_images and (annotations.splits.get("val") or not train):
@@ -293,7 +294,7 @@ def with_validation(annotations, fraction, seed, dev_images=0):
     # R@10 needs ten.
     size = dev_images or max(round(fraction * len(train)), min(10, len(train) // 2))
     if size >= len(train):
-        raise ValueError(f"{size} of {len(train)} training images for validation: too many")
+        return annotations, None
     train, held = train_test_split(train, test_size=size, random_state=seed)
     drawn = {"train": [record.name for record in train], name: [record.name for record in held]}
     splits = {**annotations.splits, "train": train, name: held}

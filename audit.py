@@ -24,10 +24,10 @@ import clip
 import images
 from annotations import read_annotations
 from clip_gcn_image_feature_integration import output_path
+from ranks import KS
 from retrieval_data import add_source_options, sources
 from V_Graph import LABELS, MAX_OBJECTS, load_detections, read_labels
 
-KS = (1, 5, 10)
 CONTEXT = 77  # tokens of a text that CLIP sees, start and end included
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     ("blank_captions", "images_without_captions", "images_with_duplicates")

@@ -19,6 +19,7 @@ import os
 import secrets
 import struct
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -222,6 +223,9 @@ def _build(path, paths, shape, fingerprint, boxes, unknown):
     """Put a new file at `path`, unless images are unreadable; returns a Decoded without pixels."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
+        for leftover in path.parent.glob(f"{path.name}.*"):  # of a process that was killed
+            if time.time() - leftover.stat().st_mtime > 86400:
+                leftover.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             found = _decode(paths, shape[-1], _row_writer(file))

@@ -6,6 +6,7 @@ reading changes what is drawn. Nothing is replaced or skipped silently.
 Sizes in the shapes below: B images, N objects (padded), F node features, C captions of an image.
 """
 
+import os
 import signal
 from pathlib import Path
 
@@ -80,12 +81,12 @@ class ImageSet(Dataset):
 
     def batches(self, batch_size, workers=0, pin_memory=False):
         """The images in order, in batches of stacked items."""
-        return DataLoader(
+        return Loader(
             self,
             batch_size,
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=leave_signals,
+            worker_init_fn=_leave_group,
         )
 
     def counts(self):
@@ -96,10 +97,34 @@ class ImageSet(Dataset):
         )
 
 
-def leave_signals(_):
-    """Ctrl-C and `timeout` reach loader processes too: leave them to the script, which may save."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+_CAN_BLOCK = hasattr(signal, "pthread_sigmask")  # not on Windows
+
+
+class Loader(DataLoader):
+    """A DataLoader whose processes leave Ctrl-C and `timeout` to the script, which may save first.
+
+    Signals to the whole process group would end a loader process, and with it the script.
+    """
+
+    def __iter__(self):
+        if not _CAN_BLOCK:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until `_leave_group`
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_group(_):
+    """Begin a loader process: forget signals to the group so far, and leave it."""
+    for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
+    if _CAN_BLOCK:
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by it the script ends its loaders
 
 
 def require_readable(*image_sets):
@@ -165,7 +190,7 @@ class TrainingSet(Dataset):
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(self.used)
         sampler = [(epoch, int(i)) for i in order[start * batch_size :]]
-        return DataLoader(
+        return Loader(
             self,
             batch_size,
             sampler=sampler,
@@ -173,7 +198,7 @@ class TrainingSet(Dataset):
             pin_memory=pin_memory,
             collate_fn=collate,
             drop_last=len(self) >= batch_size,
-            worker_init_fn=leave_signals,
+            worker_init_fn=_leave_group,
         )
 
 

@@ -42,12 +42,10 @@ from clip_gcn_image_feature_integration import (
 )
 from dataloader import require_readable
 from intervals import bootstrap, compare
-from ranks import DIRECTIONS, per_image, query_rows, retrieval, top_items, worst_and_best
+from ranks import DIRECTIONS, KS, per_image, query_rows, retrieval, top_items, worst_and_best
 from resume import FREE
 from retrieval_data import RetrievalData, add_data_options, sources
 from V_Graph import Vocabulary
-
-KS = (1, 5, 10)
 
 
 def _mean(values):
@@ -137,13 +135,13 @@ def evaluate(model, images, records, device, batch_size=64, workers=0, equivalen
 def merged(given, saved):
     """Options of a checkpoint, replaced by those given on the command line (not None).
 
-    A data set that the checkpoint was trained on keeps its places, unless --data-root is given;
-    another brings its own.
+    A data set that the checkpoint was trained on keeps its places, of which --data-root leaves the
+    form of its annotations only; another brings its own.
     """
     given = {name: value for name, value in given.items() if value is not None}
     names = given.get("dataset", saved["dataset"])
     places = {"data_root": None, "det_json": None, "annotations": None}
-    for option in places if "data_root" not in given else ():
+    for option in places if "data_root" not in given else ("annotations",):
         known = dict(zip(saved["dataset"] or [], saved[option] or [], strict=False))
         if any(known.get(name) for name in names):
             places[option] = [known.get(name) for name in names]
@@ -190,8 +188,11 @@ def _shared_images(decoded, data, split, saved):
     exchanged = settings["seed"] if settings["graph_control"] == "exchanged" else None
     how = settings["max_objects"], settings["graph_control"], exchanged
     key = str((data.files(split), n_px, saved["labels"], how))
-    if key not in decoded:
+    place = data.name, split, data.annotations.origin
+    if place not in decoded:
+        decoded[place] = None
         data.report()
+    if key not in decoded:
         decoded[key] = data.image_set(split, n_px, Vocabulary(saved["labels"]))
         require_readable(decoded[key])
     return decoded[key]
@@ -256,7 +257,7 @@ def _compare_files(paths):
     """Print how two result files differ, and return the comparisons."""
     first, second = map(report.read_results, paths)
     try:
-        found = compare(first, second)
+        found = compare(first, second, FREE)
     except ValueError as error:
         raise ValueError(f"--compare {' '.join(paths)}: {error}") from None
     print(report.comparison(found))

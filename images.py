@@ -19,9 +19,13 @@ def is_image(path):
 
 
 def index_images(root):
-    """Every image file below a folder, links followed: {stem: [relative paths with `/`]}."""
-    index = defaultdict(list)
-    for folder, _, files in os.walk(root, followlinks=True):
+    """Image files below a folder, links followed, each folder once: {stem: [relative paths]}."""
+    index, seen = defaultdict(list), set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if os.path.realpath(folder) in seen:  # a link to a folder above it, or to one beside it
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
         for name in sorted(files):
             if is_image(name):
                 path = (Path(folder) / name).relative_to(root).as_posix()

@@ -10,6 +10,7 @@ for "image_to_text" and "text_to_image", lists by recall ("R@1", ...): the chanc
 "image_to_text": {"R@1": ...}, "text_to_image": {...}}.
 """
 
+import json
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -80,7 +81,18 @@ def bootstrap(per_image, samples=SAMPLES, seed=0):
 # ------------------------------------------------------------------ two results
 
 
-def _require_same_images(first, other):
+def _in_order_of(first, other):
+    """The other table in the order of the first; ValueError where images or captions differ."""
+    names, others = first["names"], other["names"]
+    if names != others and len(set(names)) == len(names) and set(names) == set(others):
+        place = {name: i for i, name in enumerate(others)}
+        order = [place[name] for name in names]
+        sides = {
+            direction: {key: [row[i] for i in order] for key, row in other[direction].items()}
+            for direction in DIRECTIONS
+        }
+        captions = [other["captions"][i] for i in order]
+        other = {"names": names, "captions": captions, **sides}
     for field, what in (("names", "images"), ("captions", "numbers of captions")):
         if first[field] != other[field]:
             pairs = enumerate(zip_longest(first[field], other[field]))
@@ -89,15 +101,16 @@ def _require_same_images(first, other):
             raise ValueError(
                 f"the {what} differ, first at {name}: evaluate both on the same files and split"
             )
+    return other
 
 
 def paired(per_image_a, per_image_b, samples=SAMPLES, seed=0):
     """Difference a - b of mR and of each recall, as a `Difference` with its 95 % interval.
 
     Both are drawn together, so that what is hard in an image cancels out. Raises ValueError where
-    the images are not the same in the same order.
+    the images are not the same.
     """
-    _require_same_images(per_image_a, per_image_b)
+    per_image_b = _in_order_of(per_image_a, per_image_b)
     table = _table(per_image_a)
     table[:, :-1] -= _table(per_image_b)[:, :-1]
     values = _figures(table.sum(axis=0), len(table))
@@ -108,8 +121,7 @@ def paired(per_image_a, per_image_b, samples=SAMPLES, seed=0):
 def averaged(per_images):
     """The mean of several runs' tables, image by image; ValueError where the images differ."""
     first = per_images[0]
-    for other in per_images[1:]:
-        _require_same_images(first, other)
+    per_images = [_in_order_of(first, table) for table in per_images]
     mean = {
         direction: {
             name: np.mean([table[direction][name] for table in per_images], axis=0).tolist()
@@ -135,6 +147,13 @@ class Comparison(NamedTuple):
     pairs: dict  # seed -> (mR, mR, Difference), where the files have the same several seeds
 
 
+def method(result, free):
+    """What a result's training was, seed and `free` options aside, as a string to compare."""
+    options = result["training_options"]
+    options = {name: options[name] for name in options.keys() - {*free, "seed"}}
+    return json.dumps(options, sort_keys=True, default=str)
+
+
 def _by_seed(results):
     return {result["training_options"].get("seed"): result["per_image"] for result in results}
 
@@ -150,7 +169,10 @@ def _pairs(a, b):
     }  # fmt: skip
 
 
-def _compared(dataset, split, a, b):
+def _compared(dataset, split, a, b, free):
+    for results in (a, b):
+        if len({method(result, free) for result in results}) > 1:
+            raise ValueError("a file holds runs that differ in more than the seed: a file a method")
     if len({result["caption_equivalence"] for result in [*a, *b]}) > 1:
         raise ValueError("one with --caption-equivalence, one without: evaluate both alike")
     tables = [averaged([result["per_image"] for result in results]) for results in (a, b)]
@@ -165,12 +187,12 @@ def _compared(dataset, split, a, b):
     )
 
 
-def compare(results_a, results_b):
+def compare(results_a, results_b, free=()):
     """Comparisons of the results in two files, for each data set and split that both hold.
 
-    Several results of a split in a file are runs of one method: they are averaged. What one file
-    alone holds is left out. Raises ValueError where nothing is in both, and where images or
-    protocol differ.
+    Several results of a split in a file are runs of one method, which differ in seed and `free`
+    options alone: they are averaged. What one file alone holds is left out. Raises ValueError where
+    nothing is in both, and where methods in a file, images or protocol differ.
     """
     groups = [{}, {}]
     for results, own in zip((results_a, results_b), groups, strict=True):
@@ -184,7 +206,7 @@ def compare(results_a, results_b):
     found = []
     for key in both:
         try:
-            found.append(_compared(*key, a[key], b[key]))
+            found.append(_compared(*key, a[key], b[key], free))
         except ValueError as error:
             raise ValueError(f"{' '.join(key)}: {error}") from None
     return found

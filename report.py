@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import images
+from intervals import method
 from V_Graph import build_graph, load_detections
 
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -47,9 +48,10 @@ def detailed(result):
     """All figures of a result, with bounds where ties leave 0.1 point or more open."""
     recalls = recalls_of(result["image_to_text"])
     heads = "".join(f"{name:>7s}" for name in recalls)
+    equal = ", equal captions counted as one" if result["caption_equivalence"] else ""
     lines = [
         f"{result['dataset']} {result['split']}: {result['images']} images, {result['captions']} "
-        f"captions ({result['distinct_texts']} distinct)",
+        f"captions ({result['distinct_texts']} distinct){equal}",
         f"{'':15s}{heads}{'mean rank':>12s}{'median':>9s}",
     ]
     for key, name in DIRECTIONS.items():
@@ -82,9 +84,7 @@ def _seeds(results, free):
     """Those of the results whose training differs in seed alone, in lists of two and more."""
     groups = {}
     for result in results:
-        options = result["training_options"]
-        options = {name: options[name] for name in options.keys() - {*free, "seed"}}
-        groups.setdefault(json.dumps(options, sort_keys=True, default=str), []).append(result)
+        groups.setdefault(method(result, free), []).append(result)
     # Equal seeds are two files of one run, or plain CLIPs, which have no options of their own.
     return [
         group
@@ -108,10 +108,11 @@ def summary(results, free=("out",)):
     recalls = recalls_of(results[0]["image_to_text"])
     heads = [f"{name} {recall}" for name in ("to text", "to image") for recall in recalls]
     rows = [["checkpoint", "data set", "split", "images", *heads, "mR [95 % interval]", "ties: mR"]]
+    note = ["equal captions counted as one"] if results[0]["caption_equivalence"] else []
     for place in dict.fromkeys((result["dataset"], result["split"]) for result in results):
         own = [result for result in results if (result["dataset"], result["split"]) == place]
         rows += [*map(_row, own), *map(_mean_row, _seeds(own, free))]
-    return "\n".join(_aligned(rows))
+    return "\n".join([*_aligned(rows), *note])
 
 
 def _aligned(rows):
@@ -298,7 +299,8 @@ def page(result, chosen, draw):
     trained = " ".join(result["training_options"]["dataset"] or ["nothing here, a plain CLIP"])
     about = f"{result['checkpoint']}, trained on {trained}, epoch {result['epoch']}"
     graphs = result["training_options"]["graph"], result["data_options"]["graph_control"]
-    about += f", graph {graphs[0]} ({graphs[1]}). The boxes are the images' own detections."
+    about += f", graph {graphs[0]} ({graphs[1]}). Split: {result['origin']}. "
+    about += "The boxes are the images' own detections."
     figures = html.escape(detailed(result))
     parts = [f"<h1>{title}</h1><p>{html.escape(about)}</p><pre>{figures}</pre>"]
     for (direction, kind), queries in chosen.items():

@@ -21,7 +21,7 @@ from model import VERSION, read_weights, save_checkpoint
 # Options that change no result: a resumed run may have others. Where the data lie is one of them,
 # since their content is compared.
 FREE = {
-    *("data_root", "det_json", "cache_gb", "cache_dir", "workers", "device"),
+    *("data_root", "det_json", "annotations", "cache_gb", "cache_dir", "workers", "device"),
     *("out", "save_every", "resume", "tensorboard", "plot"),
 }
 
@@ -34,6 +34,25 @@ _EPOCH = {
 }
 
 
+def require_finished(out):
+    """Raise ValueError where a new run in this folder would replace one that was stopped."""
+    path = out / "last.pth"
+    if path.is_file():
+        checkpoint = read_state(path)
+        progress, options = checkpoint["state"]["progress"], checkpoint["options"]
+        if goes_on(progress, options):
+            raise ValueError(
+                f"{path}: a run was stopped here in epoch {progress['epoch']} of "
+                f"{options['epochs']}; go on with --resume, delete it, or take another --out"
+            )
+
+
+def goes_on(progress, options):
+    """Whether epochs and patience are left."""
+    idle = progress["epoch"] - 1 - progress["best_epoch"]
+    return progress["epoch"] <= options["epochs"] and idle < options["patience"]
+
+
 def next_epoch(progress):
     """Count an epoch as logged."""
     progress.update(_EPOCH, epoch=progress["epoch"] + 1, log_lines=progress["log_lines"] + 1)
@@ -43,11 +62,15 @@ def begin_or_restore(learner, checkpoint, digest, out):
     """(progress, log lines, log file) of a new run, or of one that goes on from a checkpoint."""
     log = out / "log.jsonl"
     if checkpoint is None:
-        (out / "last.pth").unlink(missing_ok=True)  # of an earlier run, whose log goes too
+        for name in ("last.pth", "best_model.pth"):  # of an earlier run, whose log goes too
+            (out / name).unlink(missing_ok=True)
         log.write_text("", encoding="utf-8")
         return {"epoch": 1, **_EPOCH, "best_score": -1.0, "best_epoch": 0, "log_lines": 0}, [], log
     if digest != checkpoint["data_digest"]:
-        raise ValueError("--resume: images, captions or detections have changed since the save")
+        raise ValueError(
+            f"--resume: images, captions or detections have changed since {out}/last.pth was "
+            "saved; put them back as they were, or start a new run in another --out"
+        )
     restore(learner, checkpoint["state"])
     progress = checkpoint["state"]["progress"]
     print(f"resumed in epoch {progress['epoch']} after {progress['step']} steps")
@@ -99,9 +122,9 @@ def read_state(path):
         raise ValueError(f"--resume: no {path}; name the run's folder with --out")
     checkpoint = read_weights(path)
     if not isinstance(checkpoint, dict) or "state" not in checkpoint:
-        raise ValueError(f"--resume: {path} is not a last.pth of train.py")
+        raise ValueError(f"{path}: not a last.pth of train.py; take another --out")
     if checkpoint.get("version") != VERSION:
-        raise ValueError(f"--resume: {path} is from another version of this code; train it again")
+        raise ValueError(f"{path}: from another version of this code; take another --out")
     return checkpoint
 
 
@@ -138,7 +161,9 @@ def resumed_options(saved, given):
             "--resume: these options alter the result; leave them out to go on, or start a new "
             "run in another --out:\n" + "\n".join(differences)
         )
-    return {**saved, **{name: value for name, value in given.items() if name in FREE}}
+    of_this_call = {"resume": False, "tensorboard": False, "plot": False}
+    free = {name: value for name, value in given.items() if name in FREE}
+    return {**saved, **of_this_call, **free}
 
 
 def _plain(value):

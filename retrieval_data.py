@@ -148,7 +148,9 @@ class RetrievalData:
         """The split's records; ValueError that names the splits there are."""
         if not self.has(split):
             known = ", ".join(name for name, records in self.annotations.splits.items() if records)
-            raise ValueError(f"{self.root}: no split '{split}'; there are {known}")
+            few = "; --dev-images is not below the number of training images"
+            few = few if split == "dev" and self.options["dev_images"] else ""
+            raise ValueError(f"{self.root}: no split '{split}'; there are {known}{few}")
         return self.annotations.splits[split]
 
     def files(self, split):

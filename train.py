@@ -51,6 +51,8 @@ from retrieval_data import (
 )
 from V_Graph import LABELS, Vocabulary, read_labels
 
+LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "dev_images": 0, "save_every": 0, "workers": 0}
+
 
 def make_parser():
     """All options of training: those of data, model and loss, and the schedule's."""
@@ -91,6 +93,11 @@ def parse(arguments=None):
         given = {name: value for name, value in given if value is not None}
         given["out"] = options["out"]
         return resume.resumed_options(checkpoint["options"], given), checkpoint
+    for name, least in LEAST.items():
+        if options[name] < least:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {options[name]}: expected {least} or more"
+            )
     if options["clip"] and options["model"]:
         raise ValueError("--clip brings its own sizes: leave --model out")
     if options["train"] == "graph" and options["graph"] == "none":
@@ -232,6 +239,8 @@ def main(arguments=None):
     options["precision"] = pick_precision(options["precision"], device)
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
+    if not checkpoint:
+        resume.require_finished(out)
     for leftover in out.glob("*.pth.*.tmp"):  # of a run that was killed while it saved
         leftover.unlink()
 
@@ -275,11 +284,8 @@ def main(arguments=None):
             every, done = options["save_every"], (progress["epoch"] - 1) * steps + progress["step"]
             save_and_stop_if(every and done % every == 0, noted)
 
-        while progress["epoch"] <= options["epochs"]:
+        while resume.goes_on(progress, options):
             epoch = progress["epoch"]
-            if epoch - 1 - progress["best_epoch"] >= options["patience"]:
-                print(f"stopped: no better validation mR for {options['patience']} epochs")
-                break
             train_one_epoch(learner, data.train_set, options, progress, after_step)
             validating = time.perf_counter()
             results, score = validate(model, data, options)
@@ -297,7 +303,9 @@ def main(arguments=None):
                 f"compute {progress['compute_seconds']:.1f} s, validation {seconds:.1f} s"
             )
             resume.next_epoch(progress)
-            save_and_stop_if(True, noted)
+            save_and_stop_if(True, resume.goes_on(progress, options) and noted)
+    if progress["epoch"] <= options["epochs"]:
+        print(f"stopped: no better validation mR for {options['patience']} epochs")
     print(
         f"best validation mR {progress['best_score']:.1f} in epoch {progress['best_epoch']}, "
         f"{time.perf_counter() - begin:.0f} s; {out}"

@@ -525,3 +525,10 @@ def test_a_drawn_validation_split_is_seeded_and_by_image():
 def test_a_small_drawn_validation_split_has_ten_images_or_half(records, drawn):
     shipped = Annotations({"train": records_of(records)}, "here", [], [])
     assert len(with_validation(shipped, 0.1, 0)[0].splits["val"]) == drawn
+
+
+@pytest.mark.parametrize("name", [".", "./", "images/", "images/."])
+def test_a_name_of_no_file_is_an_error_with_its_line(tmp_path, name):
+    write_lists(tmp_path, "train", ["a.tif", name], ["one", "two"])
+    with pytest.raises(ValueError, match=r"train_filename\.txt: line 2: .*names no file"):
+        read_annotations(tmp_path)

@@ -209,9 +209,13 @@ def test_another_data_set_brings_its_own_places():
 
 def test_another_root_drops_the_places_in_the_old_one():
     detected = {**SAVED, "dataset": ["ucm"], "data_root": ["u"], "det_json": ["d"]}
-    assert places({"data_root": ["c"]}, detected) == [["ucm"], ["c"], None, None]
+    assert places({"data_root": ["c"]}, detected) == [["ucm"], ["c"], None, ["auto"]]
     both = {"data_root": ["c"], "det_json": ["e"]}
-    assert places(both, detected) == [["ucm"], ["c"], ["e"], None]
+    assert places(both, detected) == [["ucm"], ["c"], ["e"], ["auto"]]
+    moved = {"dataset": ["rsicd"], "data_root": ["c"]}
+    assert places(moved, SAVED) == [["rsicd"], ["c"], None, ["pir"]]  # its form came along
+    form = {**moved, "annotations": ["txt"]}
+    assert places(form, SAVED) == [["rsicd"], ["c"], None, ["txt"]]
     no_data = {**SAVED, "dataset": None, "data_root": None, "annotations": None}
     own = {"dataset": ["ucm"], "data_root": ["c"]}
     assert places(own, no_data) == [["ucm"], ["c"], None, None]

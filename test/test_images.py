@@ -197,3 +197,12 @@ def test_eight_bit_images_become_rgb(tmp_path, mode):
     image = images.open_image(path)
     assert image.mode == "RGB" and image.size == (5, 4)
     assert image.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_links_in_a_circle_are_followed_once(tmp_path):
+    _files(tmp_path, "a/port.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    index = images.index_images(tmp_path)
+    assert list(index) == ["port"] and len(index["port"]) == 1
+    assert images.find_image("port.tif", index, tmp_path) == index["port"][0]

@@ -178,3 +178,24 @@ def test_other_images_or_another_protocol_are_errors_that_name_the_data_set():
         compare([result(0)], [result(0, images=29)])
     with pytest.raises(ValueError, match="ucm test: one with --caption-equivalence"):
         compare([result(0)], [result(0, equivalence=True)])
+
+
+def test_a_file_of_different_methods_is_refused():
+    other = result(1)
+    other["training_options"]["graph"] = "none"
+    with pytest.raises(ValueError, match="ucm test: a file holds runs that differ"):
+        compare([result(0), other], [result(0)])
+    other["training_options"]["graph"], result_0 = "object", result(0)
+    result_0["training_options"] |= {"graph": "object", "out": "a"}
+    other["training_options"]["out"] = "b"  # which changes nothing
+    assert compare([result_0, other], [result(0)], free={"out"})[0].runs == (2, 1)
+
+
+def test_the_order_of_the_images_does_not_matter():
+    a, b = table(seed=0), table(seed=1, chance=0.2)
+    order = np.random.default_rng(0).permutation(len(b["names"]))
+    turned = {name: [b[name][i] for i in order] for name in ("names", "captions")}
+    for side in ("image_to_text", "text_to_image"):
+        turned[side] = {key: [row[i] for i in order] for key, row in b[side].items()}
+    assert turned["names"] != b["names"] and paired(a, turned) == paired(a, b)
+    assert averaged([a, turned]) == averaged([a, b])

@@ -35,6 +35,7 @@ def result(value=50.0, seed=0, dataset="mini", **options):
         "split": "test",
         "checkpoint": f"{options.get('out', 'models')}/best_model.pth",
         "epoch": 3,
+        "origin": "text lists in mini",
         "caption_equivalence": False,
         "data_options": {"graph_control": "own"},
         "training_options": {"seed": seed, "dataset": [dataset], "graph": "object", **options},

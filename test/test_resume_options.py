@@ -128,13 +128,22 @@ def test_the_same_options_may_be_given_again(stopped):
 
 def test_options_that_alter_nothing_may_be_others(stopped):
     given = {"workers": 3, "device": "auto", "save_every": 7, "cache_gb": 0.5, "cache_dir": "c"}
-    given |= {"data_root": ["r"], "det_json": ["d"], "tensorboard": True, "plot": True}
+    given |= {"data_root": ["r"], "det_json": ["d"], "annotations": ["txt"]}
+    given |= {"tensorboard": True, "plot": True}
     arguments = []
     for name, value in given.items():
         values = [] if value is True else value if isinstance(value, list) else [value]
         arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
     assert set(given) | {"out", "resume"} == resume.FREE
     assert parse(stopped, *arguments) == {**options_of(stopped), **given, "resume": True}
+
+
+def test_curves_are_drawn_where_this_call_asks_for_them(again):
+    content = torch.load(again / "last.pth", weights_only=True)
+    content["options"] |= {"plot": True, "tensorboard": True}
+    torch.save(content, again / "last.pth")
+    options = parse(again, "--plot")
+    assert options["plot"] and not options["tensorboard"]
 
 
 # ------------------------------------------------------------------ data
@@ -180,7 +189,10 @@ def test_changed_data_are_refused_and_nothing_written(again, mini, tmp_path, spl
     change(root, records[drawn[split][2]])
     arguments = ["--resume", "--out", str(again), "--data-root", str(root)]
     [message] = refused(train.main, arguments)
-    assert message == "--resume: images, captions or detections have changed since the save"
+    assert message == (
+        f"--resume: images, captions or detections have changed since {again}/last.pth was saved; "
+        "put them back as they were, or start a new run in another --out"
+    )
     assert contents(again) == before
 
 
@@ -190,7 +202,7 @@ def test_a_split_that_would_be_drawn_otherwise_is_not_written(again, mini, tmp_p
         lines = (root / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (root / name).write_text("".join(lines[: len(lines) * 23 // 24]), encoding="utf-8")
     [message] = refused(train.main, ["--resume", "--out", str(again), "--data-root", str(root)])
-    assert "have changed since the save" in message
+    assert "captions or detections have changed since" in message
     assert contents(again) == before
 
 
@@ -200,7 +212,9 @@ def test_a_split_that_would_be_drawn_otherwise_is_not_written(again, mini, tmp_p
 def test_without_a_state_there_is_nothing_to_resume(again):
     arguments, path = ["--resume", "--out", str(again)], again / "last.pth"
     (again / "best_model.pth").replace(path)
-    assert refused(train.main, arguments) == [f"--resume: {path} is not a last.pth of train.py"]
+    assert refused(train.main, arguments) == [
+        f"{path}: not a last.pth of train.py; take another --out"
+    ]
     path.write_bytes(path.read_bytes()[:1000])
     assert refused(train.main, arguments)[0].startswith(f"{path}: broken")
     path.unlink()
@@ -230,15 +244,35 @@ def test_a_log_that_is_not_the_runs_is_refused(again, lines):
     assert contents(again) == before
 
 
-def test_a_new_run_in_the_folder_leaves_no_old_one_to_resume(small, again, mini, monkeypatch):
+def test_a_new_run_replaces_a_finished_one_only(small, again, mini, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
+    new, before = (
+        [*small, "--data-root", str(mini), "--out", str(again), "--seed", "1"],
+        contents(again),
+    )
+    [message] = refused(train.main, new)
+    assert message == (
+        f"{again / 'last.pth'}: a run was stopped here in epoch 2 of 2; go on with --resume, "
+        "delete it, or take another --out"
+    )
+    assert contents(again) == before
+    train.main(["--resume", "--out", str(again)])
     monkeypatch.setattr(train, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train.main([*small, "--data-root", str(mini), "--out", str(again), "--seed", "1"])
-    assert not (again / "last.pth").exists() or options_of(again)["seed"] == 1
+        train.main(new)
+    # Nothing is left that could be taken for the new run's.
+    assert {path.name for path in again.iterdir()} == {"log.jsonl", "split.json"}
     assert log_of(again) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--epochs", "0"), ("--seed", "-1"), ("--dev-images", "-3")]
+)
+def test_numbers_without_sense_are_refused(option, value):
+    [message] = refused(train.parse, [option, value])
+    assert message.startswith(f"{option} {value}: expected")
 
 
 # ------------------------------------------------------------------ what is put back

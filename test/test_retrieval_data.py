@@ -246,6 +246,14 @@ def test_cleaning_and_template_hold_for_every_split(five, split):
     assert data_of(five, *how).records(split)[0].captions == ("seen: a small boat white.",)
 
 
+def test_more_dev_images_than_training_images_stop_training_alone(five):
+    size = len(data_of(five).records("train"))
+    data = data_of(five, "--dev-images", str(size))
+    assert data.records("val") == data_of(five).records("val")  # other splits are as they were
+    with pytest.raises(ValueError, match="no split 'dev'.*--dev-images is not below the number"):
+        data.records(data.validation)
+
+
 def test_dev_images_are_drawn_alike_for_every_seed(five):
     first, *others = (data_of(five, "--dev-images", "2", "--seed", str(seed)) for seed in range(4))
     drawn = {split: [r.name for r in first.records(split)] for split in ("train", "dev")}
