@@ -1,7 +1,7 @@
 """Train FG-CROSS.
 
     python train.py                                             # synthetic scenes, minutes on a CPU
-    python train.py --dataset ucm --data-root DIR --precision bf16 --epochs 40
+    python train.py --dataset ucm --data-root DIR --precision bf16 --batch-size 64 --epochs 100
     python train.py --dataset rsitmd --data-root DIR --clip ViT-B/32      # fine-tune a CLIP
 
     python train.py --resume --out models/ucm                   # go on where a run was stopped
