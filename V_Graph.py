@@ -142,7 +142,7 @@ def build_graph(detections, image_size):
         *_, w, h, _, score = box = detection["bbox"]
         area = w * h / (image_size[0] * image_size[1])
         graph.add_node(i, label=detection["label"], box=tuple(box), area=area, score=score)
-    boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
+    boxes = _box_array(detections)
     distances = _distances(boxes) / math.hypot(*image_size)
     for i in range(len(boxes)):
         for j in range(i + 1, len(boxes)):
@@ -165,7 +165,11 @@ class GraphArrays(NamedTuple):
 def detection_arrays(detections, vocabulary):
     """Detections as slots (n) int and boxes (n, 6) float, for `arrays_from_boxes`."""
     slots = np.array([vocabulary.slot(d["label"]) for d in detections], dtype=int)
-    return slots, np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
+    return slots, _box_array(detections)
+
+
+def _box_array(detections):
+    return np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
 
 
 def arrays_from_boxes(slots, boxes, image_size, max_objects, labels):
@@ -230,19 +234,35 @@ def build_matrices(path, rule="class"):
         raise ValueError(f"rule: expected 'class' or 'object', found {rule!r}")
     detections = load_detections(path)
     if rule == "class":
-        detections = [d for d in detections if d["label"] in PUBLISHED_LABELS]
-        slots = np.array([PUBLISHED_LABELS[d["label"]] for d in detections], dtype=int)
+        slots = [PUBLISHED_LABELS.get(d["label"], SLOTS) for d in detections]
     else:
-        detections = detections[:SLOTS]
-        slots = np.arange(len(detections))
-    boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
+        slots = range(len(detections))
+    adjacency, degree = _matrices(np.array(slots, dtype=int), _box_array(detections))
+    return adjacency, degree / (1 if rule == "class" else 255**2)
+
+
+def published_arrays(slots, boxes):
+    """What the published code makes of an image's detections, as a GraphArrays, all 20 slots real.
+
+    slots: (n), of a vocabulary of the published labels; other labels are skipped. boxes: (n, 6).
+    nodes are the degree matrix and adjacency is unbounded, both (20, 20), by `build_matrices`'
+    rule "class".
+    """
+    slots = np.where(slots < len(PUBLISHED_LABELS), slots, SLOTS)
+    adjacency, degree = (matrix.astype(np.float32) for matrix in _matrices(slots, boxes))
+    return GraphArrays(degree, adjacency, np.ones(SLOTS, dtype=bool), 0)
+
+
+def _matrices(slots, boxes):
+    """Adjacency and degree (20, 20) of objects in slots; those beyond the last are skipped."""
+    slots, boxes = slots[slots < SLOTS], boxes[slots < SLOTS]
     areas = boxes[:, 2] * boxes[:, 3] * np.abs(boxes[:, 5])
     distances = _distances(boxes)
     inverse = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
     members = np.eye(SLOTS)[slots]  # (n, 20)
     adjacency = members.T @ inverse @ members
     np.fill_diagonal(adjacency, 0)
-    return adjacency, np.diag(members.T @ areas / (1 if rule == "class" else 255**2))
+    return adjacency, np.diag(members.T @ areas)
 
 
 def main(arguments=None):

@@ -23,15 +23,20 @@ from dataloader import ImageSet, require_readable, trim
 from images import is_image, match_detections
 from model import add_model_options, build, is_checkpoint, load_checkpoint
 from retrieval_data import add_data_options
+from towers import ACTIVATIONS
 from V_Graph import LABELS, Vocabulary, read_labels
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
 BEST = "models/best_model.pth"
-CHECKPOINT = "from train.py, or a plain CLIP: a file or name for clip.load"
+CHECKPOINT = "from train.py, the published FG-CROSS, or a CLIP: what clip.load takes"
 SCENES = (
     "warning: this model was trained on synthetic scenes, whose images look like no others; for "
     "real images train on a data set (train.py --dataset NAME --data-root DIR) or take a CLIP "
     "(--checkpoint ViT-B/32)"
+)
+BATCHES = (
+    "warning: the published graph branch gives all images of a batch one vector: features change "
+    "with --batch-size and with the order of the images"
 )
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
 
@@ -45,23 +50,37 @@ def add_device_options(parser, batch_size):
     # fmt: on
 
 
+def add_activation_option(parser):
+    """What a file of weights may leave open."""
+    of_weights = "of CLIP weights that do not tell it; the error says when it is needed"
+    parser.add_argument("--activation", choices=ACTIVATIONS, help=of_weights)
+
+
 def add_encoder_options(parser):
     """Options of the scripts that use a trained model."""
     add_device_options(parser, batch_size=64)
     parser.add_argument("--checkpoint", default=BEST, help=CHECKPOINT)
+    add_activation_option(parser)
 
 
-def load_model(name_or_path, device):
-    """(model, checkpoint) of a file of ours, or of what `clip.load` takes: a CLIP, no graph.
+def load_model(name_or_path, device, activation=None):
+    """(model, checkpoint) of a file of ours, of the published FG-CROSS, or of any CLIP.
 
-    The checkpoint dict of a plain CLIP has no data set; its other options are the defaults. Raises
-    ValueError where there is no such file, or it is neither.
+    activation: for what `clip.load` cannot tell it of. The checkpoint dict of a file that is not
+    ours has no data set; its other options are the defaults, for a CLIP without graph. Raises
+    ValueError where there is no such file, or it is none of these.
     """
-    is_name = name_or_path in clip.available_models()
-    if not is_name and (not Path(name_or_path).is_file() or is_checkpoint(name_or_path)):
-        return load_checkpoint(name_or_path, device)
+    options = default_options(add_model_options, add_data_options)
+    options |= {"graph": "none", "seed": 0, "dataset": None}
+    is_name = clip.is_clip_source(name_or_path)
+    if not is_name and (not Path(name_or_path).exists() or is_checkpoint(name_or_path)):
+        model, checkpoint = load_checkpoint(name_or_path, device)
+        if checkpoint["options"]["graph"] == "published":
+            print(BATCHES, file=sys.stderr)
+        checkpoint["options"] = {**options, **checkpoint["options"]}
+        return model, checkpoint
     try:
-        plain, _ = clip.load(name_or_path)
+        plain, _ = clip.load(name_or_path, activation=activation)
     except ValueError as error:
         if is_name:
             raise
@@ -69,8 +88,6 @@ def load_model(name_or_path, device):
             f"{name_or_path}: not an FG-CROSS checkpoint; as a CLIP: {error}"
         ) from None
     labels = read_labels(LABELS).lines
-    options = default_options(add_model_options, add_data_options) | {"graph": "none", "seed": 0}
-    options["dataset"] = None
     model = build(plain.definition, labels, options)
     model.load_state_dict(plain.state_dict())
     checkpoint = {"definition": plain.definition, "labels": labels, "options": options}
@@ -117,12 +134,16 @@ def encode_images(model, images, device, batch_size=64, workers=0):
     without graph branch. Always fp32.
     """
     model.eval()
-    parts, keys = [], ("image", "nodes", "adjacency", "mask")
+    parts, keys = [], ("nodes", "adjacency", "mask")
     batches = images.batches(batch_size, workers, pin_memory=torch.device(device).type == "cuda")
     with full_precision():
         for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
-            pixels, *graph = (batch[key].to(device, non_blocking=True) for key in keys)
-            branches = model.encode_branches(clip.normalize(pixels), *graph)
+            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            if images.features is None:
+                image_features = model.encode_image(clip.normalize(batch["image"]))
+            else:
+                image_features = batch["image_features"]
+            branches = model.branches(image_features, *(batch[key] for key in keys))
             parts.append([features.cpu() for features in branches])
     columns = (torch.cat(column) for column in zip(*parts, strict=True))
     return dict(zip(("clip", "graph", "fused"), columns, strict=True))
@@ -184,7 +205,9 @@ def load_images(paths, names, det_json, checkpoint):
     if det_json and checkpoint["options"]["graph"] == "none":
         print("this model has no graph branch: detections change nothing")
     detections = [found.get(name) for name in names]
-    images = ImageSet(paths, detections, n_px, vocabulary, checkpoint["options"]["max_objects"])
+    published = checkpoint["options"]["graph"] == "published"
+    max_objects = checkpoint["options"]["max_objects"]
+    images = ImageSet(paths, detections, n_px, vocabulary, max_objects, published=published)
     require_readable(images)
     print(images.counts())
     return images
@@ -196,7 +219,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=output_path, help="write the features to this .npz file")
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
-    model, checkpoint = load_model(options.checkpoint, device)
+    model, checkpoint = load_model(options.checkpoint, device, options.activation)
     paths = sorted(path for path in SAMPLES.iterdir() if is_image(path))
     names = [path.name for path in paths]
     images = load_images(paths, names, SAMPLES.parent / "det_json", checkpoint)

@@ -18,7 +18,7 @@ import clip
 from annotations import normal_form
 from augment import draw_affine, draw_colour, draw_hole, move_boxes
 from cache import read_images
-from V_Graph import arrays_from_boxes
+from V_Graph import arrays_from_boxes, published_arrays
 
 # ------------------------------------------------------------------ images with graphs
 
@@ -27,8 +27,10 @@ class ImageSet(Dataset):
     """Images with their graphs, decoded once: see cache.py.
 
     paths: image files; detections: a detection file or None for each. exchange: a seed, to give
-    every image another's graph; edges=False leaves the edges out. An item is a dict of image
-    (3, n_px, n_px) uint8, nodes (N, F), adjacency (N, N), mask (N) and index; no randomness.
+    every image another's graph; edges=False leaves the edges out; published=True gives graphs by
+    `V_Graph.published_arrays`. An item is a dict of image (3, n_px, n_px) uint8, nodes (N, F),
+    adjacency (N, N), mask (N) and index; no randomness. Where `features` (I, E), those of a frozen
+    tower, are set, their row stands as image_features in the image's place.
     Images that cannot be read are in `problems`: call `require_readable` before using a set.
     """
 
@@ -43,9 +45,11 @@ class ImageSet(Dataset):
         cache_dir=None,
         exchange=None,
         edges=True,
+        published=False,
     ):
         self.paths, self.n_px, self.vocabulary = [Path(p) for p in paths], n_px, vocabulary
-        self.max_objects, self.edges = max_objects, edges
+        self.max_objects, self.edges, self.published = max_objects, edges, published
+        self.features = None
         decoded = read_images(self.paths, detections, n_px, vocabulary, cache_gb, cache_dir)
         self.pixels, self.sizes, self.boxes = decoded.pixels, decoded.sizes, decoded.boxes
         self.hashes, self.problems = decoded.hashes, decoded.problems
@@ -54,7 +58,8 @@ class ImageSet(Dataset):
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
         self.missing = sum(file is None for file in detections)
-        self.dropped = sum(max(0, len(slots) - max_objects) for slots, _ in self.boxes)
+        objects = [0 if published else len(slots) for slots, _ in self.boxes]
+        self.dropped = sum(max(0, count - max_objects) for count in objects)
 
     def __len__(self):
         return len(self.paths)
@@ -67,9 +72,13 @@ class ImageSet(Dataset):
             slots, boxes = slots[:0], boxes[:0]
         if affine is not None:
             slots, boxes, size = move_boxes(slots, boxes, size, affine)
-        arrays = arrays_from_boxes(slots, boxes, size, self.max_objects, len(self.vocabulary))
+        if self.published:
+            arrays = published_arrays(slots, boxes)
+        else:
+            arrays = arrays_from_boxes(slots, boxes, size, self.max_objects, len(self.vocabulary))
+        has = {"image": self.pixels} if self.features is None else {"image_features": self.features}
         return {
-            "image": self.pixels[i],
+            **{name: values[i] for name, values in has.items()},
             "nodes": torch.from_numpy(arrays.nodes),
             "adjacency": torch.from_numpy(arrays.adjacency if self.edges else 0 * arrays.adjacency),
             "mask": torch.from_numpy(arrays.mask),
@@ -143,19 +152,21 @@ class TrainingSet(Dataset):
 
     records: one for each image; an image whose record has no captions is left out. Items are asked
     for by (epoch, i); they add the caption's tokens and ids and, as far as there is augmentation,
-    affine (2, 3), colour (2, 3) and hole (2).
+    affine (2, 3), colour (2, 3) and hole (2). With `text_features` (captions, E), those of a frozen
+    tower, set, they add the caption's row.
     """
 
     def __init__(self, image_set, records, definition, augment, drop_graphs, seed):
         self.image_set, self.augment, self.seed = image_set, augment, seed
         self.n_px, self.drop_graphs = definition["image_size"], drop_graphs
-        captions = [caption for record in records for caption in record.captions]
+        self.captions = [caption for record in records for caption in record.captions]
+        self.text_features = None
         self.first = np.cumsum([0] + [len(record.captions) for record in records])
         self.used = np.flatnonzero(np.diff(self.first))
         length = definition["text"]["context_length"]
-        self.tokens = clip.tokenize(captions, length)  # (captions, length)
+        self.tokens = clip.tokenize(self.captions, length)  # (captions, length)
         forms = {}
-        ids = [forms.setdefault(normal_form(caption), len(forms)) for caption in captions]
+        ids = [forms.setdefault(normal_form(caption), len(forms)) for caption in self.captions]
         self.text_ids = torch.tensor(ids)
 
     def __len__(self):
@@ -176,6 +187,8 @@ class TrainingSet(Dataset):
             item["colour"] = torch.from_numpy(draw_colour(rng)).float()
         if "erase" in self.augment:
             item["hole"] = torch.from_numpy(draw_hole(rng)).float()
+        if self.text_features is not None:
+            item["text_features"] = self.text_features[caption]
         return {
             **item,
             "text": self.tokens[caption],
@@ -204,11 +217,9 @@ class TrainingSet(Dataset):
 
 def collate(items):
     """Stack items; texts are cut after the longest, caption ids padded with -1 to (B, C)."""
-    batch = {
-        key: torch.stack([item[key] for item in items])
-        for key in ("image", "nodes", "adjacency", "mask", "affine", "colour", "hole", "text_id")
-        if key in items[0]
-    }
+    special = ("index", "text", "caption_ids")
+    stacked = [key for key in items[0] if key not in special]
+    batch = {key: torch.stack([item[key] for item in items]) for key in stacked}
     batch["index"] = torch.tensor([item["index"] for item in items])
     batch["text"] = trim(torch.stack([item["text"] for item in items]))
     batch["caption_ids"] = torch.nn.utils.rnn.pad_sequence(

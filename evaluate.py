@@ -32,6 +32,7 @@ from annotations import normal_form
 from clip_gcn_image_feature_integration import (
     BEST,
     CHECKPOINT,
+    add_activation_option,
     add_device_options,
     encode_images,
     encode_texts,
@@ -115,18 +116,25 @@ def retrieval_metrics(image_features, text_features, text_to_image, captions=Non
     return measure(from_features(image_features, text_features, text_to_image, captions), ks)
 
 
-def retrieve(model, images, records, device, batch_size=64, workers=0, equivalence=False):
-    """Encode a split, every image and every distinct caption once, to a `ranks.Retrieval`."""
+def retrieve(
+    model, images, records, device, batch_size=64, workers=0, equivalence=False, text_features=None
+):
+    """Encode a split, every image and every distinct caption once, to a `ranks.Retrieval`.
+
+    text_features: those of the captions (T, E), where they are known.
+    """
     captions = [caption for record in records for caption in record.captions]
     owners = [i for i, record in enumerate(records) for _ in record.captions]
     image_features = encode_images(model, images, device, batch_size, workers)["fused"]
-    text_features = encode_texts(model, captions, device)
+    if text_features is None:
+        text_features = encode_texts(model, captions, device)
     return from_features(image_features, text_features, owners, captions if equivalence else None)
 
 
-def evaluate(model, images, records, device, batch_size=64, workers=0, equivalence=False):
+def evaluate(model, images, records, device, batch_size=64, workers=0, text_features=None):
     """Encode a split and measure it: the dict of `measure`."""
-    return measure(retrieve(model, images, records, device, batch_size, workers, equivalence))
+    how = device, batch_size, workers, False, text_features
+    return measure(retrieve(model, images, records, *how))
 
 
 # ------------------------------------------------------------------ the script
@@ -242,6 +250,7 @@ def parse(arguments=None):
     option = parser.add_argument
     # fmt: off
     option("--checkpoint", nargs="+", default=[BEST], help=CHECKPOINT)
+    add_activation_option(parser)
     option("--split", default="test", help="val, train or dev; select on val, report test")
     option("--caption-equivalence", action="store_true", help="equal captions fit equal images")
     option("--json", type=output_path, help="write figures, intervals, hashes and options here")
@@ -274,7 +283,7 @@ def main(arguments=None):
         return _compare_files(options.compare)
     device = pick_device(options.device)
     # Read twice where there are several, so that only one at a time is in memory.
-    load = lru_cache(maxsize=1)(partial(load_model, device=device))
+    load = lru_cache(maxsize=1)(partial(load_model, device=device, activation=options.activation))
     results, rows = [], []
     for job in prepare(options, given, load):
         model, saved = load(job.checkpoint)

@@ -139,7 +139,7 @@ def parse(arguments=None):
 def main(arguments=None):
     options = parse(arguments)
     device = pick_device(options.device)
-    model, checkpoint = load_model(options.checkpoint, device)
+    model, checkpoint = load_model(options.checkpoint, device, options.activation)
     if options.top_k < 0:
         raise ValueError(f"--top-k {options.top_k}: expected 0 for none, or more")
     if options.images:

@@ -19,10 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lora import adapt, merge
 from towers import CLIP
-from V_Graph import GEOMETRY, MAX_OBJECTS, Vocabulary
+from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS, Vocabulary
+from weights import read_weights, sizes_of
 
 MODELS = Path(__file__).parent / "models"
+GRAPHS = ("object", "none", "published")
+NEW_LAYERS = ("node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate")  # which no CLIP has
 
 
 def add_model_options(parser):
@@ -30,7 +34,8 @@ def add_model_options(parser):
     option = parser.add_argument_group("model").add_argument
     # fmt: off
     option("--model", help="definition in models/ to train from scratch; default small")
-    option("--graph", choices=("object", "none"), default="object", help="none: a plain CLIP")
+    option("--graph", choices=GRAPHS, default="object",
+           help="none: a plain CLIP; published: the published pass, for comparison only")
     option("--fusion", choices=("sum", "gate"), default="sum", help="gate: learned, per image")
     option("--image-encoder-ratio", type=float, nargs=2, default=(0.5, 0.5),
            metavar=("CLIP", "GRAPH"), help="weights of the branches in --fusion sum")
@@ -50,6 +55,30 @@ def read_definition(name):
         raise ValueError(f"model '{name}': not in {MODELS}; there are {definition_names()}")
     sizes = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
     return {"name": name, **sizes}
+
+
+def definition_of(weights):
+    """The definition of a CLIP's state dict: sizes from its tensors, heads from `models/`.
+
+    Heads are those of the definitions that agree in all else but image size and activation; it has
+    the name of the one of that image size, if any. Raises ValueError where none agrees, or some
+    that differ in heads.
+    """
+    sizes, fitting = sizes_of(weights), []
+    for known in map(read_definition, definition_names()):
+        heads = {tower: {"heads": known[tower]["heads"]} for tower in ("vision", "text")}
+        found = {**sizes, **{tower: {**sizes[tower], **heads[tower]} for tower in heads}}
+        same = ("embed_dim", "vision", "text")
+        if all(known[key] == found[key] for key in same):
+            fitting.append({"name": known["name"], **found})
+            if known["image_size"] == sizes["image_size"]:
+                fitting.insert(0, fitting.pop())
+    names = [definition["name"] for definition in fitting]
+    if not fitting:
+        raise ValueError(f"the sizes fit none of {', '.join(definition_names())}: {sizes}")
+    if any({**other, "name": names[0]} != fitting[0] for other in fitting):
+        raise ValueError(f"the sizes fit {', '.join(names)} alike; keep one of them in {MODELS}")
+    return fitting[0]
 
 
 class GCNConv(nn.Module):
@@ -86,7 +115,8 @@ class FGCross(CLIP):
         if graph == "none":
             return
         width = definition["embed_dim"]
-        self.node_projection = nn.Linear(labels + GEOMETRY, width)
+        if graph == "object":
+            self.node_projection = nn.Linear(labels + GEOMETRY, width)
         self.gcn1 = GCNConv(width, width)
         self.gcn2 = GCNConv(width, width)
         self.gcn3 = GCNConv(width, width)
@@ -95,9 +125,8 @@ class FGCross(CLIP):
             self.gate = nn.Linear(2 * width, 1)
 
     def new_parameters(self):
-        """Names of the parameters that no CLIP has: they always train, at their own rate."""
-        names = ("node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate")
-        return {n for n, _ in self.named_parameters() if n.split(".")[0] in names}
+        """Names of the parameters that no CLIP has: they always train, at a rate of their own."""
+        return {name for name, _ in self.named_parameters() if name.split(".")[0] in NEW_LAYERS}
 
     def encode_graph(self, nodes, adjacency, mask):
         """Object graphs (B, N, F), (B, N, N), (B, N) to vectors (B, E), zero without objects."""
@@ -123,17 +152,21 @@ class FGCross(CLIP):
             fused = self.ratio[0] * image_features + self.ratio[1] * graph_features
         return torch.where(mask.any(1, keepdim=True), F.normalize(fused, dim=-1), image_features)
 
-    def encode_branches(self, image, nodes, adjacency, mask):
-        """CLIP, graph and fused features of a batch, each (B, E); only the last have unit length.
+    def branches(self, image_features, nodes, adjacency, mask):
+        """CLIP's features (B, E) of a batch, with graphs, to CLIP, graph and fused, each (B, E).
 
-        Without a graph branch the graph's features are zero, and fused are CLIP's, normalised.
+        Only the last have unit length. Without a graph branch the graph's features are zero, and
+        fused are CLIP's, normalised.
         """
-        image_features = self.encode_image(image)
         if self.graph == "none":
             nothing = torch.zeros_like(image_features)
             return image_features, nothing, F.normalize(image_features, dim=-1)
         graph_features = self.encode_graph(nodes, adjacency, mask)
         return image_features, graph_features, self.fuse(image_features, graph_features, mask)
+
+    def encode_branches(self, image, nodes, adjacency, mask):
+        """`branches` of pixels (B, 3, H, W)."""
+        return self.branches(self.encode_image(image), nodes, adjacency, mask)
 
     def forward(self, image, nodes, adjacency, mask, text):
         """Unit embeddings of images and of texts, each (B, E)."""
@@ -141,21 +174,59 @@ class FGCross(CLIP):
         return image_features, F.normalize(self.encode_text(text), dim=-1)
 
 
+class PublishedFGCross(FGCross):
+    """The published FG-CROSS, its graph branch as it was: for comparison with its checkpoints.
+
+    Every image of a batch gets the same graph vector, so embeddings depend on the batch.
+    """
+
+    def encode_graph(self, nodes, adjacency, mask):
+        """`V_Graph.published_arrays` of a batch, (B, 20, 20) each, to one vector as (B, E).
+
+        Every entry of the degree matrices is a node, its scalar repeated over the width. Image b's
+        edges join nodes 20 b ... 20 b + 19, so most of the 400 B nodes have none.
+        """
+        x = nodes.reshape(-1, 1).expand(-1, self.mlp[0].in_features)  # (400 B, E)
+        joined, alone = x[: mask.numel()].unflatten(0, mask.shape), x[mask.numel() :]
+        for layer in (self.gcn1, self.gcn2, self.gcn3):
+            joined = F.relu(layer(joined, adjacency, mask))  # (B, 20, E)
+            alone = F.relu(layer.lin(alone) + layer.bias)  # (380 B, E)
+        mean = (joined.sum((0, 1)) + alone.sum(0)) / len(x)  # (E)
+        return self.mlp(mean).expand(len(nodes), -1)
+
+    def fuse(self, image_features, graph_features, mask):
+        """The weighted sum, (B, E), of which nothing is normalised."""
+        return self.ratio[0] * image_features + self.ratio[1] * graph_features
+
+    def branches(self, image_features, nodes, adjacency, mask):
+        *parts, fused = super().branches(image_features, nodes, adjacency, mask)
+        return *parts, F.normalize(fused, dim=-1)
+
+
 # ------------------------------------------------------------------ checkpoints
 
 VERSION = 2  # of the options and fields in a checkpoint: raise it when older ones cannot be read
 FIELDS = {"weights", "definition", "labels", "options"}
+PUBLISHED = "gcn1.lin.weight"  # in a plain state dict: the published FG-CROSS
 
 
 def build(definition, labels, options):
     """A model with random weights. labels: vocabulary lines; options: dict with the model's."""
-    return FGCross(
+    kind = PublishedFGCross if options["graph"] == "published" else FGCross
+    return kind(
         definition,
         len(Vocabulary(labels)),
         options["graph"],
         options["fusion"],
         options["image_encoder_ratio"],
     )
+
+
+def add_adapters(model, options):
+    """Give a model the low-rank adapters of --train lora; its weights' names change with them."""
+    if options.get("train") == "lora":
+        rank, alpha, dropout = options["lora"]
+        adapt(model, int(rank), alpha, dropout)
 
 
 def save_checkpoint(path, model, definition, labels, options, **state):
@@ -186,46 +257,43 @@ def save_checkpoint(path, model, definition, labels, options, **state):
         temporary.unlink(missing_ok=True)
 
 
-def read_weights(path):
-    """torch.load without code, on the CPU; raises ValueError that names the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            scripted = any("/code/" in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        scripted = False
-    if scripted:
-        raise ValueError(
-            f"{path}: a TorchScript archive; write its weights to a file once: torch.save("
-            f"torch.jit.load('{path}', map_location='cpu').state_dict(), 'weights.pt')"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises EOFError, KeyError, RuntimeError, UnpicklingError ...
-        kind = type(error).__name__
-        raise ValueError(f"{path}: broken, or more than tensors and numbers ({kind})") from None
-
-
 def is_checkpoint(path):
-    """Whether a file is a checkpoint of this project, told without reading its tensors."""
+    """Whether `load_checkpoint` takes a file, told without reading its tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             content = archive.read(pickles[0]) if pickles else b""
     except (OSError, zipfile.BadZipFile):
         return False
-    return all(field.encode() in content for field in FIELDS)
+    return all(field.encode() in content for field in FIELDS) or PUBLISHED.encode() in content
+
+
+def _of_published(weights):
+    """A state dict of the published FG-CROSS as a checkpoint; its ratio is the published one."""
+    plain = {n: tensor for n, tensor in weights.items() if n.split(".")[0] not in NEW_LAYERS}
+    definition = {**definition_of(plain), "activation": "quickgelu"}
+    options = {"graph": "published", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
+    options |= {"model": definition["name"], "labels": None, "max_objects": MAX_OBJECTS}
+    content = {"weights": weights, "definition": definition, "options": options}
+    return {"version": VERSION, "labels": list(PUBLISHED_LABELS), **content}
 
 
 def load_checkpoint(path, device="cpu"):
-    """Rebuild a model from a checkpoint alone.
+    """Rebuild a model from a checkpoint alone, adapters merged.
 
-    Returns (model in eval mode on the device, checkpoint dict). Raises ValueError where the file
-    is missing or is not a checkpoint of this project.
+    Takes `best_model.pth` of the published code too, whose checkpoint has the model's options only.
+    Returns (model in eval mode on the device, checkpoint dict). Raises ValueError where the file is
+    missing or is neither.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; train one first: python train.py")
     checkpoint = read_weights(path)
+    if isinstance(checkpoint, dict) and PUBLISHED in checkpoint:
+        try:
+            checkpoint = _of_published(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{path}: of the published FG-CROSS, but {error}") from None
     if not isinstance(checkpoint, dict) or not FIELDS <= set(checkpoint):
         raise ValueError(
             f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(FIELDS)}"
@@ -233,8 +301,9 @@ def load_checkpoint(path, device="cpu"):
     if checkpoint.get("version") != VERSION:
         raise ValueError(f"{path}: from another version of this code; train it again")
     model = build(checkpoint["definition"], checkpoint["labels"], checkpoint["options"])
+    add_adapters(model, checkpoint["options"])
     try:
         model.load_state_dict(checkpoint["weights"])
     except RuntimeError as error:
         raise ValueError(f"{path}: weights and definition do not fit: {error}") from None
-    return model.to(device).eval(), checkpoint
+    return merge(model).to(device).eval(), checkpoint

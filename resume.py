@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import VERSION, read_weights, save_checkpoint
+from model import VERSION, save_checkpoint
+from weights import read_weights
 
 # Options that change no result: a resumed run may have others. Where the data lie is one of them,
 # since their content is compared.

@@ -64,10 +64,13 @@ def add_training_data_options(parser):
 
 
 def augmentations(options):
-    """What `--augment` means: the given list, else the data sets' default."""
+    """What `--augment` means: the given list, else the default for data sets and --train."""
+    whole = options["train"] == "graph"  # whose images are encoded once
+    if whole and options["augment"]:
+        raise ValueError("--train graph takes images as they are: leave --augment out")
     if options["augment"] is not None:
         return options["augment"]
-    return [] if "scenes" in options["dataset"] else list(AUGMENTATIONS)
+    return [] if whole or "scenes" in options["dataset"] else list(AUGMENTATIONS)
 
 
 # ------------------------------------------------------------------ which data sets
@@ -198,6 +201,7 @@ def joint_image_set(data_sets, split, n_px, vocabulary):
         options["cache_dir"],
         exchange=options["seed"] if options["graph_control"] == "exchanged" else None,
         edges=options["graph_control"] != "no-edges",
+        published=options["graph"] == "published",
     )
     result.problems = problems + result.problems
     captions = sum(len(record.captions) for data in data_sets for record in data.records(split))

@@ -7,6 +7,7 @@ its state dicts load strictly; the code is our own. The sizes come from a defini
      "vision": {"patch_size": 32, "width": 768, "layers": 12, "heads": 12},
      "text": {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12, "heads": 8}}
 
+An `"activation": "gelu"` beside them is for weights that were not trained with OpenAI's QuickGELU.
 A `vision` whose `layers` is a list of four is a ModifiedResNet. A `text` of 0 layers, which no CLIP
 has, is the mean of its words' embeddings, for comparison. Sizes in the shapes below: B images or
 texts, L positions, D width, E the common embedding width.
@@ -26,16 +27,19 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+ACTIVATIONS = {"quickgelu": QuickGELU, "gelu": nn.GELU}
+
+
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block, (B, L, D) to (B, L, D)."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, activation):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.ln_1 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("gelu", activation())
         self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
         self.ln_2 = nn.LayerNorm(width)
 
@@ -48,9 +52,11 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of residual attention blocks, (B, L, D) to (B, L, D)."""
 
-    def __init__(self, width, layers, heads):
+    def __init__(self, width, layers, heads, activation):
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(width, heads, activation) for _ in range(layers)
+        )
 
     def forward(self, x, mask=None):
         for block in self.resblocks:
@@ -61,7 +67,7 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021), (B, 3, H, W) to (B, E)."""
 
-    def __init__(self, image_size, embed_dim, patch_size, width, layers, heads):
+    def __init__(self, image_size, embed_dim, activation, patch_size, width, layers, heads):
         super().__init__()
         scale = width**-0.5
         positions = (image_size // patch_size) ** 2 + 1
@@ -69,7 +75,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(positions, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads)
+        self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
@@ -170,9 +176,13 @@ class CLIP(nn.Module):
     def __init__(self, definition):
         super().__init__()
         vision, text = definition["vision"], definition["text"]
-        tower = ModifiedResNet if isinstance(vision["layers"], list) else VisionTransformer
-        self.visual = tower(definition["image_size"], definition["embed_dim"], **vision)
-        self.transformer = Transformer(text["width"], text["layers"], text["heads"])
+        activation = ACTIVATIONS[definition.get("activation", "quickgelu")]
+        sizes = definition["image_size"], definition["embed_dim"]
+        if isinstance(vision["layers"], list):
+            self.visual = ModifiedResNet(*sizes, **vision)
+        else:
+            self.visual = VisionTransformer(*sizes, activation, **vision)
+        self.transformer = Transformer(text["width"], text["layers"], text["heads"], activation)
         self.token_embedding = nn.Embedding(text["vocab_size"], text["width"])
         self.positional_embedding = nn.Parameter(torch.empty(text["context_length"], text["width"]))
         self.ln_final = nn.LayerNorm(text["width"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import clip
 import model
 import scenes
 from towers import CLIP
@@ -142,11 +142,23 @@ def equal_batches(first, second):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def save_archive(network, n_px, path):
+    """Write a CLIP as a TorchScript archive, as OpenAI does: its activation is certain."""
+    inputs = {
+        "encode_image": torch.zeros(1, 3, n_px, n_px),
+        "encode_text": torch.zeros(1, 77, dtype=torch.long),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript
+        torch.jit.save(torch.jit.trace_module(network.eval(), inputs, check_trace=False), path)
+
+
 @pytest.fixture
 def plain_clip(tmp_path):
-    """Path of a state dict whose shapes are those of models/small.json."""
+    """Path of an archive of weights whose shapes are those of models/small.json."""
     torch.manual_seed(0)
-    torch.save(CLIP(model.read_definition("small")).state_dict(), tmp_path / "plain.pt")
+    network = CLIP(model.read_definition("small"))
+    save_archive(network, 96, tmp_path / "plain.pt")
     return tmp_path / "plain.pt"
 
 
@@ -207,14 +219,14 @@ def started(monkeypatch):
 
 @pytest.fixture
 def pretrained(tmp_path, tiny_definition, monkeypatch):
-    """The path of a CLIP state dict, and that state dict, of a definition that clip.load knows."""
-    monkeypatch.setattr(clip, "definition_names", lambda: ["tiny"])
-    monkeypatch.setattr(clip, "read_definition", lambda name: tiny_definition)
+    """The path of a CLIP archive, and its state dict, of a definition that clip.load knows."""
+    monkeypatch.setattr(model, "definition_names", lambda: ["tiny"])
+    monkeypatch.setattr(model, "read_definition", lambda name: tiny_definition)
     torch.manual_seed(7)
-    weights = CLIP(tiny_definition).state_dict()
+    network = CLIP(tiny_definition)
     path = tmp_path / "clip.pt"
-    torch.save(weights, path)
-    return path, weights
+    save_archive(network, N_PX, path)
+    return path, network.state_dict()
 
 
 def log_of(folder):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import evaluate
 import ranks
 import retrieval_data
 import scenes
+import weights
 from annotations import normal_form, read_annotations
 from clip_gcn_image_feature_integration import SCENES, encode_images, encode_texts, load_model
 from evaluate import merged, metrics, retrieval_metrics
@@ -292,7 +294,11 @@ def test_written_options_are_the_datas_and_those_of_training(tmp_path, checkpoin
     [written] = content["results"]
     assert "options" not in written and written["caption_equivalence"] is True
     trained = parse(["--dataset", "mini", "--data-root", str(mini)])[0]
-    names = vars(evaluate.parse([])[0]).keys() & trained.keys() - {"device", "batch_size"}
+    names = vars(evaluate.parse([])[0]).keys() & trained.keys() - {
+        "device",
+        "batch_size",
+        "activation",
+    }
     assert written["data_options"] == {
         **{name: trained[name] for name in names},
         "annotations": ["auto"],
@@ -493,7 +499,10 @@ def test_a_plain_clip_needs_a_data_set(plain_clip):
 
 def test_a_name_without_weights_and_a_foreign_file_are_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "MODELS", tmp_path)
-    with pytest.raises(ValueError, match="^ViT-B/32: no weights at .*ViT-B-32.pt"):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    no_network = "http://127.0.0.1:9"  # the port of nothing
+    monkeypatch.setattr(clip, "find_openai", partial(weights.find_openai, base_url=no_network))
+    with pytest.raises(ValueError, match=f"^ViT-B/32: .* put it as ViT-B-32.pt into {tmp_path}"):
         load_model("ViT-B/32", "cpu")
     torch.save({"some": torch.zeros(2)}, tmp_path / "foreign.pt")
     with pytest.raises(ValueError, match=r"foreign\.pt: not an FG-CROSS checkpoint; as a CLIP"):

@@ -504,14 +504,14 @@ def test_a_dependence_beyond_the_devices_tolerance_breaks_a_promise(
     checkpoint, samples, device, monkeypatch
 ):
     network = load_checkpoint(checkpoint, device)[0]
-    branches, allowed = network.encode_branches, integration.TOLERANCE[device.type]
+    branches, allowed = network.branches, integration.TOLERANCE[device.type]
     for shift, kept in ((0, True), (2 * allowed, False)):
 
-        def shifted(image, *graph, shift=shift):
-            *parts, fused = branches(image, *graph)
-            return *parts, fused + shift * (len(image) == 1)
+        def shifted(features, *graph, shift=shift):
+            *parts, fused = branches(features, *graph)
+            return *parts, fused + shift * (len(features) == 1)
 
-        monkeypatch.setattr(network, "encode_branches", shifted)
+        monkeypatch.setattr(network, "branches", shifted)
         assert integration.verify(network, samples, device)[0][1] is kept
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import audit
+import clip
 import clip_gcn_image_feature_integration
 import evaluate
 import infer
@@ -21,14 +22,14 @@ from towers import CLIP
 
 LEVELS = (  # a script imports only from levels above its own in this list
     ("V_Graph", "simple_tokenizer", "loss", "towers", "images", "augment", "shapes")
-    + ("intervals", "ranks", "annotations"),
-    ("model", "scenes", "report"),
+    + ("intervals", "ranks", "annotations", "weights", "lora"),
+    ("model", "scenes", "report", "pretrained"),
     ("clip", "resume"),
     ("cache", "learner"),
     ("dataloader",),
     ("retrieval_data",),
     ("clip_gcn_image_feature_integration",),
-    ("evaluate", "audit", "infer"),
+    ("evaluate", "audit", "infer", "training_data"),
     ("train",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -42,6 +43,7 @@ SCRIPTS = (
     "audit",
     "V_Graph",
     "scenes",
+    "clip",
     "clip_gcn_image_feature_integration",
 )
 OTHERS = tuple(sorted(set(LEVEL) - set(SCRIPTS)))
@@ -179,7 +181,7 @@ def test_every_script_prints_its_help(session):
 
 @pytest.mark.parametrize(
     "command",
-    [train, evaluate, infer, audit, V_Graph, scenes, clip_gcn_image_feature_integration],
+    [train, evaluate, infer, audit, V_Graph, scenes, clip, clip_gcn_image_feature_integration],
     ids=SCRIPTS,
 )
 def test_an_unknown_option_is_refused(command, capsys):
@@ -191,7 +193,7 @@ def test_an_unknown_option_is_refused(command, capsys):
 
 def test_training_has_few_options_and_each_has_help(capsys):
     options = train.parse([])[0]
-    assert len(options) <= 38
+    assert len(options) <= 41
     with pytest.raises(SystemExit):
         train.parse(["--help"])
     text = capsys.readouterr().out

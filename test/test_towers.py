@@ -1,7 +1,4 @@
-"""CLIP's towers and preprocessing against open_clip, and loading of weights."""
-
-import json
-import re
+"""CLIP's towers and preprocessing against open_clip."""
 
 import numpy as np
 import open_clip
@@ -14,7 +11,6 @@ from PIL import Image
 from torch import nn
 
 import clip
-import model
 from model import read_definition
 from towers import CLIP
 
@@ -190,151 +186,6 @@ def test_definitions_have_the_shapes_and_heads_of_open_clip(name):
     assert heads(ours) == heads(theirs)
     size = theirs.visual.image_size
     assert read_definition(name)["image_size"] == (size[0] if isinstance(size, tuple) else size)
-
-
-# ------------------------------------------------------------------ load
-
-
-@pytest.fixture
-def definitions(tmp_path, monkeypatch):
-    """Two definitions of their own as models/; returns that folder."""
-    for name, definition in (("vit", VIT), ("resnet", RESNET)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(definition))
-    monkeypatch.setattr(model, "MODELS", tmp_path)
-    monkeypatch.setattr(clip, "MODELS", tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(("name", "definition"), [("vit", VIT), ("resnet", RESNET)])
-def test_load_reads_a_plain_state_dict_in_openai_naming(definitions, device, name, definition):
-    theirs = randomise(reference(definition))
-    path = definitions / "weights.pt"
-    torch.save(theirs.state_dict(), path)
-    ours, preprocess = clip.load(str(path), device=device)
-    assert not ours.training and next(ours.parameters()).device.type == device.type
-    assert ours.definition == {"name": name, **definition}
-    size = definition["image_size"]
-    assert preprocess(Image.new("RGB", (70, 50))).shape == (3, size, size)
-    assert max(largest_difference(ours, theirs, size, device)) <= TOLERANCE
-
-
-def test_load_turns_half_precision_into_fp32(definitions):
-    path = definitions / "half.pt"
-    weights = randomise(CLIP(VIT)).half().state_dict()
-    torch.save(weights, path)
-    ours, _ = clip.load(path)
-    assert {p.dtype for p in ours.parameters()} == {torch.float32}
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(tensor, weights[name].float())
-
-
-@pytest.mark.parametrize("name", clip.available_models())
-def test_load_looks_for_openai_names_in_models(definitions, name):
-    file = name.replace("/", "-").replace("@336px", "-336") + ".pt"
-    with pytest.raises(ValueError, match=re.escape(str(definitions / file))):
-        clip.load(name)
-    torch.save(CLIP(VIT).state_dict(), definitions / file)
-    assert clip.load(name)[0].definition == {"name": "vit", **VIT}
-
-
-def test_available_models_are_those_with_definitions():
-    assert {"ViT-B/32", "ViT-L/14@336px", "RN50"} <= set(clip.available_models())
-    assert set(clip._OPENAI_NAMES.values()) <= set(model.definition_names())
-
-
-def test_load_refuses_other_shapes_and_lists_them(definitions):
-    weights = CLIP(VIT).state_dict()
-    weights["positional_embedding"] = torch.zeros(50, 48)
-    path = definitions / "other.pt"
-    torch.save(weights, path)
-    with pytest.raises(ValueError) as error:
-        clip.load(path)
-    message = str(error.value)
-    assert str(path) in message and "positional_embedding (50, 48)" in message
-    for name in ("resnet", "vit", *weights):
-        assert name in message
-
-
-def test_load_refuses_shapes_that_fit_two_definitions_and_names_both(definitions):
-    twin = {**VIT, "vision": {**VIT["vision"], "heads": 4}}  # no shape tells the heads
-    (definitions / "twin.json").write_text(json.dumps(twin))
-    path = definitions / "weights.pt"
-    torch.save(CLIP(VIT).state_dict(), path)
-    with pytest.raises(ValueError, match="twin, vit") as error:
-        clip.load(path)
-    assert str(path) in str(error.value) and "resnet" not in str(error.value)
-    torch.save(CLIP(RESNET).state_dict(), path)
-    assert clip.load(path)[0].definition["name"] == "resnet"
-
-
-def test_load_refuses_missing_and_additional_names(definitions):
-    weights = CLIP(VIT).state_dict()
-    path = definitions / "other.pt"
-    for changed in (
-        {name: tensor for name, tensor in weights.items() if name != "logit_scale"},
-        {**weights, "visual.extra": torch.zeros(1)},
-    ):
-        torch.save(changed, path)
-        with pytest.raises(ValueError, match=re.escape(str(path))):
-            clip.load(path)
-
-
-def test_load_passes_over_the_sizes_in_openai_archives(definitions):
-    path = definitions / "openai.pt"
-    weights = CLIP(VIT).state_dict()
-    sizes = {"input_resolution": 48, "context_length": 77, "vocab_size": 49408}
-    torch.save({**weights, **{name: torch.tensor(n) for name, n in sizes.items()}}, path)
-    found = clip.load(path)[0].state_dict()
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
-
-
-def test_load_names_a_missing_file(tmp_path):
-    path = tmp_path / "missing.pt"
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        clip.load(str(path))
-
-
-@pytest.mark.parametrize("content", [{"weights": {}, "epoch": 3}, torch.zeros(3), [1, 2]], ids=type)
-def test_load_refuses_what_is_no_state_dict(tmp_path, content):
-    path = tmp_path / "other.pt"
-    torch.save(content, path)
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        clip.load(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello world", b"PK\x03\x04 broken"], ids=str)
-def test_load_names_a_file_that_is_not_of_torch_and_the_kind_of_error(tmp_path, content):
-    path = tmp_path / "broken.pt"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: broken.*\(\w+Error\)$"):
-        clip.load(path)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_load_tells_how_to_convert_a_torchscript_archive(definitions, monkeypatch):
-    class Archive(nn.Module):  # OpenAI distributes its weights so
-        def __init__(self, weights):
-            super().__init__()
-            for name, tensor in weights.items():
-                if "." not in name:
-                    self.register_buffer(name, tensor)
-            for name, child in CLIP(VIT).named_children():
-                self.add_module(name, child)
-
-        def forward(self, x):
-            return x
-
-    network, path = CLIP(VIT), definitions / "archive.pt"
-    archive = Archive(network.state_dict())
-    archive.load_state_dict(network.state_dict())
-    torch.jit.save(torch.jit.trace(archive, torch.zeros(1), check_trace=False), path)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: a TorchScript") as error:
-        clip.load(path)
-    monkeypatch.chdir(definitions)
-    exec(re.search(r"torch\.save\(.+\)", str(error.value))[0])
-    found = clip.load("weights.pt")[0].state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
 
 
 # ------------------------------------------------------------------ preprocess

@@ -1,0 +1,290 @@
+"""CLIPs for other image sizes, and exported for the libraries that other people use."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import resize_pos_embed
+from open_clip.openai import load_openai_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPModel
+
+import clip
+import model
+from lora import adapt
+from test_clip import (
+    GELU,
+    HuggingFace,
+    definitions,  # noqa: F401  a fixture
+    open_clip_config,
+    open_clip_model,
+)
+from test_towers import (
+    RESNET,
+    TOLERANCE,
+    VIT,
+    largest_difference,
+    randomise,
+    seeded_and_in_full_precision,  # noqa: F401  a fixture, for every test here too
+)
+from towers import CLIP
+from V_Graph import read_labels
+
+TEXT = {**VIT["text"], "width": 64, "layers": 2, "heads": 1}
+OURS = {  # heads of 64 channels, as OpenAI's loader takes for granted
+    "vit": {**VIT, "text": TEXT},
+    "resnet": {**RESNET, "text": TEXT},
+}
+POSITIONS = {"vit": "visual.positional_embedding"}
+POSITIONS["resnet"] = "visual.attnpool.positional_embedding"
+
+
+# ------------------------------------------------------------------ other image sizes
+
+
+@pytest.mark.parametrize("n_px", [16, 32, 64, 96, 224])
+def test_another_image_size_gives_what_open_clip_gives(definitions, capsys, n_px):  # noqa: F811
+    path, source = definitions / "weights.pt", open_clip_model("vit")
+    torch.save(source.state_dict(), path)
+    config = open_clip_config({**VIT, "image_size": n_px}, "quickgelu")
+    theirs = open_clip.model.CLIP(**config).eval()
+    open_clip.load_checkpoint(theirs, path)
+    ours, preprocess = clip.load(path, activation="quickgelu", image_size=n_px)
+    assert ours.definition["image_size"] == n_px
+    assert torch.equal(ours.visual.positional_embedding, theirs.visual.positional_embedding)
+    assert max(largest_difference(ours, theirs, n_px)) <= TOLERANCE
+    [line] = capsys.readouterr().out.splitlines()
+    assert f"48 -> {n_px}" in line and f"3 x 3 to {n_px // 16} x {n_px // 16}" in line
+
+
+@pytest.mark.parametrize(("name", "n_px"), [("vit", 80), ("resnet", 64), ("resnet", 160)])
+def test_positions_are_interpolated_as_by_open_clip(name, n_px):
+    definition, key = {"vit": VIT, "resnet": RESNET}[name], POSITIONS[name]
+    state = CLIP(definition).state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    found, changed = clip.resized(state, definition, n_px)
+    side = n_px // (16 if name == "vit" else 32)
+    reference = {"visual.positional_embedding": state[key]}
+    visual = SimpleNamespace(grid_size=(side, side))
+    resize_pos_embed(reference, SimpleNamespace(visual=visual))
+    assert torch.equal(found[key], reference["visual.positional_embedding"])
+    assert changed == {**definition, "image_size": n_px}
+    assert all(torch.equal(found[name], before[name]) for name in found if name != key)
+    assert all(torch.equal(state[name], before[name]) for name in state)
+    network = CLIP(changed).eval()
+    network.load_state_dict(found)
+    with torch.no_grad():
+        assert network.encode_image(torch.zeros(1, 3, n_px, n_px)).isfinite().all()
+
+
+def test_the_same_image_size_changes_nothing_and_prints_nothing(capsys):
+    state = CLIP(VIT).state_dict()
+    assert clip.resized(state, VIT, 48) == (state, VIT)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("definition", "patch"), [(VIT, 16), (RESNET, 32)])
+@pytest.mark.parametrize("n_px", [0, -32, 8, 100])
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused(definition, patch, n_px):
+    with pytest.raises(ValueError, match=f"image size {n_px}: expected a multiple of {patch}"):
+        clip.resized(CLIP(definition).state_dict(), definition, n_px)
+
+
+# ------------------------------------------------------------------ export
+
+
+@pytest.fixture
+def checkpoint(tmp_path, definitions, monkeypatch):  # noqa: F811
+    """Write a checkpoint of ours: checkpoint("vit", "gelu", lora=True); (path, its CLIP)."""
+    for name, definition in OURS.items():
+        (definitions / f"{name}.json").write_text(json.dumps(definition))
+
+    def write(name="vit", activation="quickgelu", lora=False):
+        definition = {"name": name, **OURS[name], "activation": activation}
+        options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
+        labels = read_labels().lines
+        network = randomise(model.build(definition, labels, options))
+        if lora:
+            options |= {"train": "lora", "lora": (2, 4.0, 0.0)}
+            adapt(network, 2, 4.0, 0.0)
+            for key, parameter in network.named_parameters():
+                if key.endswith(".B"):
+                    nn.init.normal_(parameter, std=0.1)
+        path = tmp_path / "best_model.pth"
+        model.save_checkpoint(path, network, definition, labels, options)
+        return path, model.load_checkpoint(path)[0]
+
+    return write
+
+
+NAMES = pytest.mark.parametrize("name", OURS)
+
+
+def run(*arguments):
+    clip.main(["export", *map(str, arguments)])
+
+
+@GELU
+@NAMES
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_open_clip_loads_an_export(checkpoint, tmp_path, capsys, name, activation, suffix):
+    path, ours = checkpoint(name, activation)
+    out = tmp_path / "new" / f"plain{suffix}"
+    run("--checkpoint", path, "--out", out)
+    printed = capsys.readouterr().out
+    config = open_clip_config(OURS[name], "gelu")
+    (tmp_path / f"exported-{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / f"exported-{name}.json")
+    theirs = open_clip.create_model(
+        f"exported-{name}", pretrained=str(out), force_quick_gelu=activation == "quickgelu"
+    ).eval()
+    assert max(largest_difference(ours, theirs, OURS[name]["image_size"])) <= TOLERANCE
+    assert f"{out}: the CLIP of {path}, activation {activation}" in printed
+    assert ("force_quick_gelu=True" in printed) == (activation == "quickgelu")
+    assert [file.name for file in out.parent.iterdir()] == [out.name]
+
+
+@NAMES
+def test_openais_loader_takes_an_export_and_rounds_it(checkpoint, tmp_path, capsys, name):
+    path, ours = checkpoint(name)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(parameter.half())
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "weights": ours.state_dict()}, path)
+    run("--checkpoint", path, "--out", tmp_path / "plain.pt")
+    assert "OpenAI's package, which rounds to half precision" in capsys.readouterr().out
+    theirs = load_openai_model(str(tmp_path / "plain.pt"), precision="fp32", device="cpu")
+    assert max(largest_difference(ours, theirs, OURS[name]["image_size"])) <= TOLERANCE
+
+
+def test_openais_loader_is_not_named_where_it_would_build_another_network(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(OURS, "vit", VIT)  # heads of 16 channels
+    for activation in ("gelu", "quickgelu"):
+        path, _ = checkpoint("vit", activation)
+        run("--checkpoint", path, "--out", tmp_path / "plain.pt")
+        assert "OpenAI" not in capsys.readouterr().out
+
+
+@GELU
+def test_transformers_loads_an_export(checkpoint, tmp_path, capsys, activation):
+    path, ours = checkpoint("vit", activation)
+    out = tmp_path / "new" / "folder"
+    run("--checkpoint", path, "--out", out, "--naming", "huggingface")
+    assert {file.name for file in out.iterdir()} == {"config.json", "model.safetensors"}
+    assert [file.name for file in out.parent.iterdir()] == ["folder"]
+    network, problems = CLIPModel.from_pretrained(out, output_loading_info=True)
+    assert not any(problems.values())
+    theirs = HuggingFace(network)
+    assert max(largest_difference(ours, theirs, 48)) <= TOLERANCE
+    again, _ = clip.load(out)
+    assert again.definition == {"name": "vit", **OURS["vit"], "activation": activation}
+    assert all(torch.equal(t, ours.state_dict()[key]) for key, t in again.state_dict().items())
+    assert f"clip.load('{out}')" in capsys.readouterr().out
+
+
+@NAMES
+def test_an_export_loads_here_with_the_printed_call(checkpoint, tmp_path, capsys, name):
+    path, ours = checkpoint(name, "gelu")
+    run("--checkpoint", path, "--out", tmp_path / "plain.pt")
+    call = re.search(r"clip\.load\(.+\)(?=  # this)", capsys.readouterr().out)[0]
+    network, _ = eval(call)
+    state = ours.state_dict()
+    assert network.state_dict().keys() == CLIP(OURS[name]).state_dict().keys()
+    assert all(torch.equal(t, state[key]) for key, t in network.state_dict().items())
+
+
+def test_adapters_are_merged(checkpoint, tmp_path):
+    path, ours = checkpoint(lora=True)
+    run("--checkpoint", path, "--out", tmp_path / "plain.safetensors")
+    state = load_file(tmp_path / "plain.safetensors")
+    assert state.keys() == CLIP(OURS["vit"]).state_dict().keys()
+    assert all(torch.equal(tensor, ours.state_dict()[key]) for key, tensor in state.items())
+    saved = torch.load(path, weights_only=True)["weights"]
+    name = "transformer.resblocks.0.attn.in_proj_weight"
+    assert name not in saved and name in state
+
+
+def test_what_clip_load_takes_is_exported_too(checkpoint, tmp_path, capsys):
+    path, ours = checkpoint()
+    torch.save(open_clip_state(ours), tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match="--activation quickgelu|gelu"):
+        run("--checkpoint", tmp_path / "foreign.pt", "--out", tmp_path / "plain.pt")
+    arguments = ("--checkpoint", tmp_path / "foreign.pt", "--out", tmp_path / "plain.pt")
+    run(*arguments, "--activation", "quickgelu")
+    state = torch.load(tmp_path / "plain.pt", weights_only=True)
+    assert all(torch.equal(tensor, ours.state_dict()[key]) for key, tensor in state.items())
+
+
+def open_clip_state(network):
+    """Its CLIP's state dict as of a CustomTextCLIP."""
+    names = CLIP(OURS["vit"]).state_dict()
+    state = {name: network.state_dict()[name] for name in names}
+    return open_clip.model.convert_to_custom_text_state_dict(state)
+
+
+def test_an_activation_that_contradicts_the_checkpoint_is_refused(checkpoint, tmp_path):
+    path, _ = checkpoint()
+    with pytest.raises(ValueError, match=r"best_model\.pth: its activation is quickgelu, not gelu"):
+        run("--checkpoint", path, "--out", tmp_path / "plain.pt", "--activation", "gelu")
+
+
+def test_what_no_other_program_has_is_refused(checkpoint, tmp_path, monkeypatch):
+    path, _ = checkpoint("resnet")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="no ModifiedResNet"):
+        run("--checkpoint", path, "--out", out, "--naming", "huggingface")
+    monkeypatch.setitem(OURS, "vit", {**VIT, "text": {**TEXT, "layers": 0}})
+    path, _ = checkpoint("vit")
+    with pytest.raises(ValueError, match="text tower without layers"):
+        run("--checkpoint", path, "--out", out)
+    assert not out.exists()
+
+
+def test_a_folder_that_exists_is_not_replaced(checkpoint, tmp_path):
+    path, _ = checkpoint()
+    with pytest.raises(ValueError, match="exists; name a new folder with --out"):
+        run("--checkpoint", path, "--out", tmp_path, "--naming", "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("out", "naming"),
+    [("plain.pt", "openai"), ("plain.safetensors", "openai"), ("folder", "huggingface")],
+)
+def test_nothing_is_left_where_writing_fails(checkpoint, tmp_path, monkeypatch, out, naming):
+    path, _ = checkpoint()
+    folder = tmp_path / "new"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(clip.os, "replace", full)
+    with pytest.raises(OSError, match=f"{out}: not written .*No space.*disk full"):
+        run("--checkpoint", path, "--out", folder / out, "--naming", naming)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["export"], ["import"], ["export", "--no-such-option"]])
+def test_a_wrong_command_line_is_a_usage_error(capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        clip.main(arguments)
+    assert end.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
+def test_a_full_size_export_loads_by_the_printed_call_of_open_clip(tmp_path, capsys, name):
+    definition = {**model.read_definition(name), "activation": "quickgelu"}
+    path = tmp_path / "weights.pt"
+    torch.save(randomise(CLIP(definition)).state_dict(), path)
+    out = tmp_path / "plain.pt"
+    run("--checkpoint", path, "--out", out, "--activation", "quickgelu")
+    call = re.search(r"open_clip\.create_model\(.+\)", capsys.readouterr().out)[0]
+    theirs, (ours, _) = eval(call).eval(), clip.load(path, activation="quickgelu")
+    assert max(largest_difference(ours, theirs, 224)) <= TOLERANCE

@@ -1,0 +1,244 @@
+"""The published FG-CROSS: its checkpoints load, its forward pass is met, what is wrong with it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import clip_gcn_image_feature_integration as integration
+import evaluate
+import infer
+import model
+from conftest import ROOT
+from dataloader import ImageSet
+from model import load_checkpoint
+from retrieval_data import RetrievalData, sources
+from V_Graph import PUBLISHED_LABELS, Vocabulary, build_matrices, published_arrays
+
+PUBLISHED = ROOT / "test" / "fixtures" / "published"
+OUTPUTS = np.load(PUBLISHED / "outputs.npz")
+TOLERANCE = 1e-5
+
+
+def definition():
+    """The fixtures' sizes as a definition; the heads are CLIP's, a width of 64 each."""
+    sizes = json.loads((PUBLISHED / "config.json").read_text(encoding="utf-8"))
+    vision = {"patch_size": sizes["vision_patch_size"], "width": sizes["vision_width"]}
+    text = {"context_length": sizes["context_length"], "vocab_size": sizes["vocab_size"]}
+    text["width"] = sizes["transformer_width"]
+    return {
+        "embed_dim": sizes["embed_dim"],
+        "image_size": sizes["image_resolution"],
+        "vision": {**vision, "layers": sizes["vision_layers"], "heads": 1},
+        "text": {**text, "layers": sizes["transformer_layers"], "heads": 1},
+    }
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Path of the published state dict, whose sizes are among the definitions."""
+    folder = tmp_path / "definitions"
+    folder.mkdir()
+    (folder / "published.json").write_text(json.dumps(definition()), encoding="utf-8")
+    monkeypatch.setattr(model, "MODELS", folder)
+    return PUBLISHED / "state_dict.pt"
+
+
+@pytest.fixture
+def network(checkpoint):
+    return load_checkpoint(checkpoint)[0]
+
+
+def output(name):
+    return torch.from_numpy(OUTPUTS[name])
+
+
+def graph(adjacency=None, degree=None):
+    """The fixtures' matrices, or others in their place, as the model takes them."""
+    adjacency = output("adjacency") if adjacency is None else adjacency
+    degree = output("degree") if degree is None else degree
+    return degree, adjacency, torch.ones(adjacency.shape[:2], dtype=torch.bool)
+
+
+@torch.no_grad()
+def fused(network, *matrices):
+    """What the published encode_image returns: the sum, not normalised."""
+    image_features, graph_features, _ = network.encode_branches(output("image"), *matrices)
+    return network.fuse(image_features, graph_features, None)
+
+
+def met(found, name):
+    torch.testing.assert_close(found, output(name), rtol=0, atol=TOLERANCE)
+
+
+# ------------------------------------------------------------------ the forward pass
+
+
+def test_a_published_checkpoint_loads_strictly(checkpoint):
+    network, saved = load_checkpoint(checkpoint)
+    theirs = torch.load(checkpoint, weights_only=True)
+    assert network.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in network.state_dict().items())
+    assert saved["definition"] == {
+        "name": "published",
+        **definition(),
+        "activation": "quickgelu",
+    }
+    assert saved["labels"] == ["plane", "car", "building"] and not network.training
+
+
+def test_a_published_checkpoint_with_a_name_more_or_less_is_refused(checkpoint, tmp_path):
+    weights = torch.load(checkpoint, weights_only=True)
+    fewer = {name: tensor for name, tensor in weights.items() if name != "mlp.2.bias"}
+    for changed, name in ((fewer, "mlp.2.bias"), ({**weights, "mlp.4.bias": torch.ones(1)}, "4")):
+        torch.save(changed, tmp_path / "best_model.pth")
+        with pytest.raises(ValueError, match=rf"(?s)best_model\.pth: .*{name}"):
+            load_checkpoint(tmp_path / "best_model.pth")
+
+
+def test_published_sizes_that_no_definition_has_are_refused_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "MODELS", tmp_path)
+    with pytest.raises(ValueError, match=r"state_dict\.pt: of the published FG-CROSS"):
+        load_checkpoint(PUBLISHED / "state_dict.pt")
+
+
+def test_towers_give_the_published_features(network):
+    with torch.no_grad():
+        met(network.encode_image(output("image")), "visual")
+        met(network.encode_text(output("text")), "text_features")
+
+
+def test_the_graph_pass_gives_the_published_features(network):
+    met(fused(network, *graph()), "image_features")
+    scaled = graph(degree=output("degree") / 65025)
+    met(fused(network, *scaled), "image_features_degree_over_65025")
+
+
+def test_edges_and_their_weights_count_as_published(network):
+    adjacency, published = output("adjacency"), output("image_features")
+    for name, changed in (("no_edges", 0 * adjacency), ("unit_edges", (adjacency != 0).float())):
+        found = fused(network, *graph(changed))
+        met(found, f"image_features_{name}")
+        assert (found - published).abs().max() > 10 * TOLERANCE
+
+
+def test_logits_are_the_published_ones(network):
+    with torch.no_grad():
+        images, texts = network(output("image"), *graph(), output("text"))
+        met(network.logit_scale.exp() * images @ texts.T, "logits_per_image")
+
+
+# ------------------------------------------------------------------ what is wrong with it
+
+
+def test_every_image_of_a_batch_gets_the_same_graph_vector(network, tiny_model):
+    published = network.encode_graph(*graph())
+    assert torch.equal(published, published[:1].expand(8, -1))
+    assert len({matrix.numpy().tobytes() for matrix in output("degree")}) > 1  # though they differ
+    ours = tiny_model()
+    nodes = torch.randn(8, 20, ours.node_projection.in_features)
+    vectors = ours.encode_graph(nodes, torch.zeros(8, 20, 20), torch.ones(8, 20).bool())
+    assert torch.pdist(vectors).min() > 1e-3
+
+
+def test_batch_mates_change_an_image(network):
+    together = fused(network, *graph())
+    image, matrices = output("image")[:2], [part[:2] for part in graph()]
+    with torch.no_grad():
+        image_features, graph_features, _ = network.encode_branches(image, *matrices)
+        pair = network.fuse(image_features, graph_features, None)
+    assert (pair - together[:2]).abs().max() > 100 * TOLERANCE
+
+
+# ------------------------------------------------------------------ from files, in scripts
+
+
+def test_matrices_of_an_image_set_are_those_of_its_files(tmp_path):
+    files = [PUBLISHED / f"det_{i}.json" for i in range(8)]
+    image = ROOT / "test" / "sample_1.png"
+    with pytest.warns(UserWarning, match="unknown label"):
+        images = ImageSet([image] * 8, files, 8, Vocabulary(PUBLISHED_LABELS), 20, published=True)
+    for i, file in enumerate(files):
+        item, (adjacency, degree) = images[i], build_matrices(file)
+        assert np.array_equal(item["adjacency"], adjacency.astype(np.float32))
+        assert np.array_equal(item["nodes"], degree.astype(np.float32))
+        np.testing.assert_allclose(item["adjacency"], OUTPUTS["adjacency"][i], rtol=1e-6)
+        np.testing.assert_allclose(item["nodes"], OUTPUTS["degree"][i], rtol=1e-6)
+        assert item["mask"].all() and len(item["mask"]) == 20
+    assert images.dropped == 0
+
+
+def test_hand_computed_matrices_of_arrays():
+    slots = np.array([0, 3, 1, 0])  # two planes, one of a label that is not published, a car
+    boxes = np.array(
+        [[0, 0, 2, 3, 0, 0.5], [9, 9, 9, 9, 0, 1], [3, 4, 1, 1, 0, 1], [0, 0, 1, 1, 0, 1.0]]
+    )
+    nodes, adjacency, mask, dropped = published_arrays(slots, boxes)
+    assert (nodes[0, 0], nodes[1, 1], nodes.sum()) == (4, 1, 5)
+    assert adjacency[0, 1] == pytest.approx(2 / 5) and adjacency[1, 0] == adjacency[0, 1]
+    assert np.count_nonzero(adjacency) == 2 and mask.all() and dropped == 0
+    assert published_arrays(slots[:0], boxes[:0]).nodes.sum() == 0
+
+
+@pytest.fixture
+def readable(tmp_path, monkeypatch):
+    """A published checkpoint whose vocabulary is CLIP's, so that it can read any sentence."""
+    known = definition()
+    known["text"]["vocab_size"] = 49408
+    (tmp_path / "known.json").write_text(json.dumps(known), encoding="utf-8")
+    monkeypatch.setattr(model, "MODELS", tmp_path)
+    weights = torch.load(PUBLISHED / "state_dict.pt", weights_only=True)
+    torch.manual_seed(0)
+    weights["token_embedding.weight"] = torch.randn(49408, 64)
+    torch.save(weights, tmp_path / "best_model.pth")
+    return tmp_path / "best_model.pth"
+
+
+@pytest.mark.filterwarnings("ignore:unknown label")
+def test_every_script_takes_a_published_checkpoint(readable, mini, capsys):
+    device = ["--device", "cpu"]
+    checkpoint = ["--checkpoint", str(readable), *device]
+    [found] = evaluate.main([*checkpoint, "--dataset", "mini", "--data-root", str(mini)])
+    assert 0 < found["mR"] < 100 and found["training_options"]["graph"] == "published"
+    assert integration.BATCHES in capsys.readouterr().err
+    assert infer.main(checkpoint).shape == (5, 5)
+    assert integration.main(checkpoint) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED no dependence on batch mates" in printed
+
+
+@pytest.mark.filterwarnings("ignore:unknown label")
+def test_evaluation_scores_the_published_sum(readable, mini):
+    how = ["--checkpoint", str(readable), "--device", "cpu", "--batch-size", "12"]
+    [found] = evaluate.main([*how, "--dataset", "mini", "--data-root", str(mini)])
+    network, saved = integration.load_model(str(readable), "cpu")
+    options = {**saved["options"], "dataset": ["mini"], "data_root": [str(mini)]}
+    data = RetrievalData(options, *sources(options))
+    images = data.image_set("test", 64, Vocabulary(saved["labels"]))
+    items = [images[i] for i in range(12)]
+    adjacency, degree = (
+        torch.stack([item[key] for item in items]) for key in ("adjacency", "nodes")
+    )
+    assert adjacency.any() and torch.count_nonzero(degree) > 0
+    pixels = torch.stack([item["image"] for item in items])
+    mask = torch.ones(12, 20, dtype=torch.bool)
+    with torch.no_grad():
+        branches = network.encode_branches(
+            integration.clip.normalize(pixels), degree, adjacency, mask
+        )
+    expected = F.normalize(0.5 * branches[0] + 0.5 * branches[1], dim=-1)
+    captions = [text for record in data.records("test") for text in record.captions]
+    texts = integration.encode_texts(network, captions, "cpu")
+    owners = [i for i, record in enumerate(data.records("test")) for _ in record.captions]
+    assert found["mR"] == evaluate.retrieval_metrics(expected, texts, owners)["mR"]
+
+
+@pytest.mark.filterwarnings("ignore:unknown label")
+def test_the_published_model_trains_and_is_measured(run):
+    folder = run("--graph", "published", "--epochs", "2")
+    network, saved = load_checkpoint(folder / "best_model.pth")
+    assert isinstance(network, model.PublishedFGCross) and saved["labels"] == [*PUBLISHED_LABELS]
+    [found] = evaluate.main(["--checkpoint", str(folder / "best_model.pth"), "--device", "cpu"])
+    assert found["training_options"]["graph"] == "published"
