@@ -1,0 +1,157 @@
+"""V-Graph.ipynb runs as it stands and shows what it stores.
+
+After a change that alters its outputs, from the root: `jupyter execute --inplace V-Graph.ipynb`.
+"""
+
+import ast
+import base64
+import io
+import os
+import re
+import shutil
+
+import nbformat
+import pytest
+import torch
+import torch.nn.functional as F
+from nbclient import NotebookClient
+from PIL import Image
+
+import images
+import model
+from conftest import ROOT
+from V_Graph import graph_arrays, load_detections, read_labels
+
+NOTEBOOK = ROOT / "V-Graph.ipynb"
+NEEDED = ("*.py", "det_json/*", "models/*.json", "test/*.png")
+DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+ABSOLUTE = re.compile(r"(?<![\w.])/(home|root|tmp|usr|opt|work|var|private|Users)/|\b[A-Z]:\\")
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """The notebook as the file has it."""
+    return nbformat.read(NOTEBOOK, 4)
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run_again(tmp_path_factory):
+    """The notebook after a fresh kernel ran it, and the files around it before and afterwards.
+
+    It runs in a copy of what is in git, since others may write into the tree meanwhile.
+    """
+    root = tmp_path_factory.mktemp("root")
+    for path in (path for pattern in NEEDED for path in ROOT.glob(pattern)):
+        (root / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, root / path.relative_to(ROOT))
+    before = files(root)
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    environment["IPYTHONDIR"] = str(tmp_path_factory.mktemp("ipython"))
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    notebook = nbformat.read(NOTEBOOK, 4)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    place = {"metadata": {"path": str(root)}}
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=place)
+    return client.execute(env=environment), before, files(root)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(cell):
+    """What a cell printed, and its outputs as text; warnings are another matter."""
+    printed = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"]
+    shown = [o.data["text/plain"] for o in cell.outputs if "data" in o]
+    return "".join(printed), shown
+
+
+def pictures(cell):
+    """The images of a cell, decoded."""
+    found = (o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    return [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in found]
+
+
+def test_it_is_a_valid_notebook_of_at_most_eight_cells(stored):
+    nbformat.validate(stored)
+    assert (stored.nbformat, stored.metadata.kernelspec.name) == (4, "python3")
+    assert len(stored.cells) <= 8
+    assert len({cell.id for cell in stored.cells}) == len(stored.cells)
+
+
+def test_it_imports_v_graph_and_defines_nothing_of_its_own(stored):
+    nodes = [n for cell in code_cells(stored) for n in ast.walk(ast.parse(cell.source))]
+    modules = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    assert "V_Graph" in modules
+    assert not [n for n in nodes if isinstance(n, DEFINING)]
+
+
+def test_its_first_cell_names_what_is_not_in_the_requirements(stored):
+    assert stored.cells[0].cell_type == "markdown"
+    assert "pip install matplotlib jupyter" in stored.cells[0].source
+
+
+def test_the_file_is_small_and_knows_no_machine(stored):
+    assert NOTEBOOK.stat().st_size < 200_000
+    parts = [str(stored.metadata)]
+    for cell in stored.cells:
+        parts += [cell.source, str(cell.metadata)]
+    for cell in code_cells(stored):
+        printed, shown = texts(cell)
+        parts += [printed, *shown]
+    text = "\n".join(parts)
+    assert not ABSOLUTE.search(text) and str(ROOT) not in text
+
+
+def test_it_is_stored_as_it_ran_from_top_to_bottom(stored):
+    assert [c.execution_count for c in code_cells(stored)] == [
+        number + 1 for number in range(len(code_cells(stored)))
+    ]
+    outputs = [output for cell in code_cells(stored) for output in cell.outputs]
+    assert {o.output_type for o in outputs} <= {"stream", "display_data", "execute_result"}
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+
+
+def test_every_code_cell_shows_one_small_picture(stored, run_again):
+    for notebook in (stored, run_again[0]):
+        for cell in code_cells(notebook):
+            (picture,) = pictures(cell)
+            assert max(picture.size) <= 640
+            assert len(picture.convert("RGB").getcolors(2**24)) > 1  # not blank
+
+
+def test_running_it_prints_what_is_stored(stored, run_again):
+    pairs = list(zip(code_cells(stored), code_cells(run_again[0]), strict=True))
+    assert sum(len(texts(before)[0]) for before, _ in pairs) > 0
+    for before, after in pairs:
+        assert texts(after) == texts(before)
+
+
+def test_running_it_writes_no_file(run_again):
+    _, before, after = run_again
+    assert after == before
+
+
+def test_the_two_embeddings_differ_as_printed(run_again):
+    printed = "".join(texts(cell)[0] for cell in code_cells(run_again[0]))
+    cosine = float(re.search(r"cosine of samples 1 and 5: (-?\d\.\d{3})", printed)[1])
+    difference = float(re.search(r"largest difference of an entry: (\d\.\d{3})", printed)[1])
+    torch.manual_seed(0)
+    options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
+    network = model.build(model.read_definition("small"), read_labels().lines, options)
+    vectors = []
+    for sample in ("sample_1", "sample_5"):  # one at a time: batch mates change nothing
+        size = images.open_image(ROOT / "test" / f"{sample}.png").size
+        arrays = graph_arrays(load_detections(ROOT / "det_json" / f"{sample}.json"), size)
+        graph = (torch.from_numpy(part)[None] for part in arrays[:3])
+        with torch.no_grad():
+            vectors.append(F.normalize(network.encode_graph(*graph), dim=-1)[0])
+    assert abs(cosine - (vectors[0] @ vectors[1]).item()) < 0.00051
+    assert abs(difference - (vectors[0] - vectors[1]).abs().max().item()) < 0.00051
+    assert cosine < 0.99 and difference > 0.01  # 1 and 0 would be one vector for both
+    assert "sample 1 alone is sample 1 in the batch: True" in printed
