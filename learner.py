@@ -9,16 +9,26 @@ import sys
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 import clip
 from augment import augmented
+from lora import adapter_parameters
 from loss import batch_loss, keep_learnable, positive_mask
-from model import build, read_definition
+from model import add_adapters, build, read_definition
 
 WARMUP = 0.1  # fraction of all steps before the decay
 LARGEST_GRADIENT = 1.0  # norm at which gradients are clipped
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRAINED = {"all": ("visual", "text"), "image": ("visual",), "text": ("text",), "graph": ()}
+TRAINED = {  # towers that --train names; lora trains adapters on both
+    "all": ("visual", "text"),
+    "image": ("visual",),
+    "text": ("text",),
+    "graph": (),
+    "lora": (),
+}
 
 
 def keep_freed_memory():
@@ -48,23 +58,32 @@ def start_model(options, labels):
         if options["train"] != "all":
             print(f"--train {options['train']} without --clip: the frozen towers stay random")
         definition = read_definition(options["model"] or "small")
-        return build(definition, labels, options), definition
-    pretrained, _ = clip.load(options["clip"])
-    model = build(pretrained.definition, labels, options)
-    model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
-    return model, pretrained.definition
+        if options["image_size"]:
+            definition = {**definition, "image_size": options["image_size"]}
+        model = build(definition, labels, options)
+    else:
+        how = {name: options[name] for name in ("activation", "image_size")}
+        pretrained, _ = clip.load(options["clip"], **how)
+        definition = pretrained.definition
+        model = build(definition, labels, options)
+        model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
+    add_adapters(model, options)
+    return model, definition
 
 
 def freeze(model, train):
     """Leave gradients to what --train names, the new layers and the temperature."""
-    new = model.new_parameters()
+    always = model.new_parameters() | adapter_parameters(model) | {"logit_scale"}
     for name, parameter in model.named_parameters():
         tower = "visual" if name.startswith("visual.") else "text"
-        parameter.requires_grad = tower in TRAINED[train] or name in new or name == "logit_scale"
+        parameter.requires_grad = tower in TRAINED[train] or name in always
 
 
 def make_optimizer(model, options):
-    """AdamW with a group for each of pretrained or new, decayed or not."""
+    """AdamW with a group for each of pretrained or new, decayed or not.
+
+    Adapters count as pretrained: their rate is --lr.
+    """
     groups = {}
     new = model.new_parameters()
     for name, parameter in model.named_parameters():
@@ -101,7 +120,9 @@ def set_training_mode(model, train):
     """Training mode, except that a frozen image tower keeps its batch statistics."""
     model.train()
     if "visual" not in TRAINED[train]:
-        model.visual.eval()
+        for module in model.visual.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
 
 class Learner(NamedTuple):
@@ -122,6 +143,31 @@ def make_learner(model, options, steps):
     return Learner(model, optimizer, schedule, scaler, PRECISIONS[options["precision"]])
 
 
+def training_pixels(batch, n_px):
+    """A batch's images, augmented and normalised, (B, 3, n_px, n_px); not under autocast.
+
+    In bf16 the places to sample pixels at would be off by as much as a pixel.
+    """
+    changes = {key: batch.get(key) for key in ("affine", "colour", "hole")}
+    pixels = augmented(clip.normalize(batch["image"]), n_px, **changes)
+    # Convolutions take a third less time with channels last; transformers do not care.
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def embeddings(model, batch, pixels):
+    """Unit embeddings of a batch's images and texts, each (B, E).
+
+    pixels: None where the batch has the features of frozen towers.
+    """
+    if pixels is None:
+        image_features, text_features = batch["image_features"], batch["text_features"]
+    else:
+        image_features = model.encode_image(pixels)
+        text_features = F.normalize(model.encode_text(batch["text"]), dim=-1)
+    graphs = batch["nodes"], batch["adjacency"], batch["mask"]
+    return model.branches(image_features, *graphs)[2], text_features
+
+
 def train_step(learner, train_set, batch, options, place):
     """One batch forward and back; returns its loss.
 
@@ -131,14 +177,10 @@ def train_step(learner, train_set, batch, options, place):
     device = model.logit_scale.device
     batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
-    changes = {key: batch.get(key) for key in ("affine", "colour", "hole")}
-    pixels = augmented(clip.normalize(batch["image"]), train_set.n_px, **changes)
-    # Convolutions take a third less time with channels last; transformers do not care.
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        image_features, text_features = model(
-            pixels, batch["nodes"], batch["adjacency"], batch["mask"], batch["text"]
-        )
+    pixels = training_pixels(batch, train_set.n_px) if "image" in batch else None
+    half = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    with half, parametrize.cached():  # an adapted weight is read several times
+        image_features, text_features = embeddings(model, batch, pixels)
     loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
     value = loss.item()
     if not math.isfinite(value):

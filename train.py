@@ -17,16 +17,17 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 import resume
-from augment import stored_size
-from clip_gcn_image_feature_integration import add_device_options, pick_device
-from dataloader import TrainingSet, require_readable
-from evaluate import KS, evaluate
+from clip_gcn_image_feature_integration import (
+    add_activation_option,
+    add_device_options,
+    pick_device,
+)
+from evaluate import evaluate
 from learner import (
     PRECISIONS,
     TRAINED,
@@ -39,17 +40,11 @@ from learner import (
     train_step,
 )
 from loss import add_loss_options
-from model import add_model_options, build, save_checkpoint
+from model import add_adapters, add_model_options, build, save_checkpoint
 from report import plot_log
-from retrieval_data import (
-    add_data_options,
-    add_training_data_options,
-    augmentations,
-    joint_image_set,
-    read_data_sets,
-    without_test,
-)
-from V_Graph import LABELS, Vocabulary, read_labels
+from retrieval_data import add_data_options, add_training_data_options, augmentations
+from training_data import read_data, with_features
+from V_Graph import LABELS, PUBLISHED_LABELS, Vocabulary, read_labels
 
 LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "dev_images": 0, "save_every": 0, "workers": 0}
 
@@ -65,7 +60,11 @@ def make_parser():
     option = parser.add_argument_group("training").add_argument
     # fmt: off
     option("--clip", help="pretrained start, a name or file for clip.load; else from scratch")
+    add_activation_option(parser)
+    option("--image-size", type=int, help="pixels a side, if not the definition's or the weights'")
     option("--train", choices=TRAINED, default="all", help="towers to train; new layers always do")
+    option("--lora", type=float, nargs=3, default=(8, 16, 0.0), help="of --train lora; --lr 2e-4",
+           metavar=("RANK", "ALPHA", "DROPOUT"))
     option("--epochs", type=int, default=20, help="more help while validation still improves")
     option("--lr", type=float, default=1e-5, help="of pretrained layers; lower if mR falls at once")
     option("--lr-new", type=float, default=2e-3, help="of new layers: all of them without --clip")
@@ -88,11 +87,13 @@ def parse(arguments=None):
     options = vars(parser.parse_args(arguments))
     if options["resume"]:
         checkpoint = resume.read_state(Path(options["out"]) / "last.pth")
+        # An option that is newer than the run does nothing by default.
+        saved = {**vars(parser.parse_args([])), **checkpoint["options"]}
         parser.set_defaults(**dict.fromkeys(options))  # None: not on the command line
         given = vars(parser.parse_args(arguments)).items()
         given = {name: value for name, value in given if value is not None}
         given["out"] = options["out"]
-        return resume.resumed_options(checkpoint["options"], given), checkpoint
+        return resume.resumed_options(saved, given), checkpoint
     for name, least in LEAST.items():
         if options[name] < least:
             raise ValueError(
@@ -106,52 +107,17 @@ def parse(arguments=None):
     return options, None
 
 
-class TrainingData(NamedTuple):
-    """All that a run reads."""
-
-    data_sets: list
-    train_set: TrainingSet
-    val_sets: list  # an ImageSet for each data set
-    left_out: dict  # see retrieval_data.without_test
-    digest: str  # of images, captions and detections
-
-
-def read_data(options, definition, vocabulary):
-    """TrainingData as the options say."""
-    data_sets = read_data_sets(options)
-    val_records = [data.records(data.validation) for data in data_sets]
-    for data, records in zip(data_sets, val_records, strict=True):
-        if len(records) < max(KS):
-            raise ValueError(
-                f"{data.name}: {len(records)} validation images; R@{max(KS)} needs more"
-            )
-    augment, n_px = options["augment"], definition["image_size"]
-    images = joint_image_set(data_sets, "train", stored_size(n_px, augment), vocabulary)
-    val_sets = [data.image_set(data.validation, n_px, vocabulary) for data in data_sets]
-    require_readable(images, *val_sets)
-    records, left_out = without_test(data_sets, images, options["drop_test_captions"])
-    if not any(record.captions for record in records):
-        raise ValueError("no training image is left: all are in a test split")
-    train_set = TrainingSet(
-        images,
-        records,
-        definition,
-        augment=augment,
-        drop_graphs=options["drop_graphs"],
-        seed=options["seed"],
-    )
-    digest = resume.data_digest((images, records), *zip(val_sets, val_records, strict=True))
-    return TrainingData(data_sets, train_set, val_sets, left_out, digest)
-
-
 def start(options, checkpoint):
     """(model, definition, vocabulary), fresh or as a stopped run left them."""
     if checkpoint is None:
         vocabulary = read_labels(options["labels"] or LABELS)
+        if options["graph"] == "published":
+            vocabulary = Vocabulary(PUBLISHED_LABELS)
         model, definition = start_model(options, vocabulary.lines)
         options["model"] = definition["name"]
         return model, definition, vocabulary
     model = build(checkpoint["definition"], checkpoint["labels"], options)
+    add_adapters(model, options)
     model.load_state_dict(checkpoint["weights"])
     return model, checkpoint["definition"], Vocabulary(checkpoint["labels"])
 
@@ -180,10 +146,10 @@ def train_one_epoch(learner, train_set, options, progress, after_step):
 def validate(model, data, options):
     """{data set: result on its validation split}, and the mean mR."""
     results, device = {}, model.logit_scale.device
-    for data_set, images in zip(data.data_sets, data.val_sets, strict=True):
-        records, workers = data_set.records(data_set.validation), options["workers"]
-        result = evaluate(model, images, records, device, options["batch_size"], workers)
-        results[data_set.name] = result
+    how = device, options["batch_size"], options["workers"]
+    for data_set, images, texts in zip(data.data_sets, data.val_sets, data.val_texts, strict=True):
+        records = data_set.records(data_set.validation)
+        results[data_set.name] = evaluate(model, images, records, *how, texts)
     return results, sum(result["mR"] for result in results.values()) / len(results)
 
 
@@ -250,7 +216,10 @@ def main(arguments=None):
     freeze(model, options["train"])
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    print(f"{learning:,} of {total:,} parameters train, {device}, {options['precision']}")
+    share = f"{learning:,} of {total:,} parameters ({100 * learning / total:.1f} %)"
+    print(f"{share} train, {device}, {options['precision']}")
+    if options["train"] == "graph":
+        data = with_features(data, model, definition, device, options)
 
     steps = len(data.train_set.batches(0, options["batch_size"]))
     learner = make_learner(model, options, options["epochs"] * steps)

@@ -15,6 +15,7 @@ import learner
 import retrieval_data
 import scenes
 import train
+import training_data
 from annotations import prepared, read_annotations
 from augment import AUGMENTATIONS
 from conftest import changed, is_new, log_of, weights_of
@@ -104,7 +105,7 @@ def test_only_training_images_to_be_cropped_are_kept_larger(run, monkeypatch):
         return read(data_sets, split, n_px, vocabulary)
 
     monkeypatch.setattr(retrieval_data, "joint_image_set", remember)
-    monkeypatch.setattr(train, "joint_image_set", remember)
+    monkeypatch.setattr(training_data, "joint_image_set", remember)
     run("--augment", "crop", "colour")
     assert sizes == {"train": 43, "val": 32}
     run("--augment", "flip")
@@ -378,7 +379,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_images(run, mini, monkeyp
 def test_wrong_options_are_errors_that_name_them(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="nowhere.*--data-root"):
         run("--data-root", str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="nowhere.pt: no weights"):
+    with pytest.raises(ValueError, match="nowhere.pt: no such file"):
         run("--clip", str(tmp_path / "nowhere.pt"))
     with pytest.raises(ValueError, match="nowhere.txt.*--labels"):
         run("--labels", str(tmp_path / "nowhere.txt"))

@@ -1,0 +1,216 @@
+"""Frozen towers, encoded once; adapters in training; and that both stop and go on exactly."""
+
+import os
+import re
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import clip
+import evaluate
+import learner
+import train
+import training_data
+from conftest import RESNET, changed, is_new, log_of, weights_of
+from lora import is_adapted
+from model import load_checkpoint
+from towers import CLIP
+from training_data import cached, tower_keys
+from V_Graph import read_labels
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Folder of the features, as options: run(*cache)."""
+    return ["--cache-dir", str(tmp_path / "cache")]
+
+
+def files(cache):
+    return sorted(os.listdir(cache[1]))
+
+
+# ------------------------------------------------------------------ frozen towers
+
+
+@pytest.fixture
+def data(mini, tiny_model, tiny_definition, cache):
+    """Data of training on frozen towers, without features, with what `with_features` needs."""
+    given = ["--dataset", "mini", "--data-root", str(mini), "--train", "graph", *cache]
+    options = train.parse([*given, "--batch-size", "8"])[0]
+    read = training_data.read_data(options, tiny_definition, read_labels())
+    return read, tiny_model(), tiny_definition, torch.device("cpu"), options
+
+
+def test_features_are_those_of_the_towers(data):
+    with_features, network = training_data.with_features(*data), data[1]
+    images = with_features.train_set.image_set
+    pixels = clip.normalize(torch.stack([images.pixels[i] for i in range(24)]))
+    captions = with_features.train_set.captions
+    with torch.no_grad():
+        expected = network.encode_image(pixels)
+        texts = F.normalize(network.encode_text(clip.tokenize(captions)), dim=-1)
+    torch.testing.assert_close(images.features, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(with_features.train_set.text_features, texts, rtol=0, atol=1e-5)
+    [val_images], [val_texts] = with_features.val_sets, with_features.val_texts
+    assert val_images.features.shape == (12, 32) and val_texts.shape == (60, 32)
+    for batch in with_features.train_set.batches(1, 8):
+        assert "image" not in batch
+        for row, i in enumerate(batch["index"]):
+            assert torch.equal(batch["image_features"][row], images.features[i])
+            own = with_features.train_set.first[i], with_features.train_set.first[i + 1]
+            candidates = with_features.train_set.text_features[slice(*own)]
+            assert (candidates == batch["text_features"][row]).all(dim=1).any()
+
+
+def test_features_are_computed_once_and_read_after(data, cache, monkeypatch):
+    first = training_data.with_features(*data)
+    assert len(files(cache)) == 4  # images and texts of train and val
+
+    def never(*_):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(training_data, "encode_images", never)
+    monkeypatch.setattr(training_data, "encode_texts", never)
+    again = training_data.with_features(*data)
+    assert torch.equal(again.val_texts[0], first.val_texts[0])
+    with torch.no_grad():
+        data[1].visual.proj.mul_(2)
+    with pytest.raises(AssertionError, match="encoded again"):
+        training_data.with_features(*data)
+
+
+def test_keys_tell_the_towers_apart(tiny_model, tiny_definition):
+    network = tiny_model()
+    visual, text = tower_keys(network, tiny_definition)
+    with torch.no_grad():
+        network.gcn1.bias.add_(1)
+        network.logit_scale.add_(1)
+        assert tower_keys(network, tiny_definition) == (visual, text)
+        network.ln_final.bias.add_(1)
+        assert tower_keys(network, tiny_definition)[0] == visual
+        assert tower_keys(network, tiny_definition)[1] != text
+    gelu = tower_keys(tiny_model(), {**tiny_definition, "activation": "gelu"})
+    assert not {visual, text} & set(gelu)
+
+
+@pytest.mark.parametrize("change", ["captions", "pixels", "size"])
+def test_other_captions_pixels_or_sizes_are_other_files(data, cache, change):
+    training_data.with_features(*data)
+    before, read = files(cache), data[0]
+    if change == "captions":
+        read.train_set.captions[0] += " indeed"
+    elif change == "pixels":
+        read.train_set.image_set.hashes[0] = "another image"
+    else:
+        read.train_set.image_set.n_px += 1
+    training_data.with_features(*data)
+    assert len(set(files(cache)) - set(before)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no features", "cut"], ids=str)
+def test_a_broken_file_is_made_anew_and_said(tmp_path, capsys, content):
+    path, features = tmp_path / "some.safetensors", torch.randn(3, 4)
+    assert torch.equal(cached(path, lambda: features), features)
+    path.write_bytes(path.read_bytes()[:-4] if content == "cut" else content)
+    assert torch.equal(cached(path, lambda: features), features)
+    said = rf"{re.escape(str(path))}: not readable .* rebuilt\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
+    assert torch.equal(cached(path, None), features) and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_folder_that_takes_no_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="not written .*--cache-dir"):
+        cached(tmp_path / "file" / "some.safetensors", lambda: torch.zeros(1))
+
+
+@pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
+def test_features_train_as_frozen_towers_do(run, cache, started, monkeypatch, vision):
+    given = "--train", "graph", "--epochs", "3", "--drop-graphs", "0", *cache
+    found = weights_of(run(*given, vision=vision, out="features"))
+    monkeypatch.setattr(train, "with_features", lambda data, *_: data)
+    expected = weights_of(run(*given, vision=vision, out="towers"))
+    assert any(is_new(name) for name in changed(started, found))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-4, msg=name)
+
+
+def test_a_validation_of_features_is_that_of_the_checkpoint(run, cache):
+    folder = run("--train", "graph", "--epochs", "2", *cache)
+    for name, line in (("best_model.pth", None), ("last.pth", -1)):
+        checkpoint = ["--checkpoint", str(folder / name), "--split", "val", "--device", "cpu"]
+        [found] = evaluate.main([*checkpoint, "--batch-size", "8"])
+        scores = [entry["val_mR"] for entry in log_of(folder)]
+        assert found["mR"] == pytest.approx(max(scores) if line is None else scores[line], abs=1e-6)
+
+
+def test_augmented_images_have_no_features(run, cache):
+    with pytest.raises(ValueError, match="--train graph takes images as they are"):
+        run("--train", "graph", "--augment", "flip", *cache)
+
+
+# ------------------------------------------------------------------ adapters
+
+ACTIVATION = "--activation", "quickgelu"
+LORA = "--train", "lora", "--lora", "2", "4", "0.1", "--lr", "0.01"
+
+
+@pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
+def test_adapters_and_new_layers_train_alone(run, started, pretrained, capsys, vision):
+    clip_weights = [] if vision else ["--clip", str(pretrained[0]), *ACTIVATION]
+    folder = run(*LORA, *clip_weights, vision=vision)
+    found = torch.load(folder / "last.pth", weights_only=True)["weights"]
+    moved = changed(started, found)
+    assert any(".0.A" in name for name in moved) and any(".0.B" in name for name in moved)
+    assert all(".0." in name or is_new(name) or name == "logit_scale" for name in moved)
+    trained = sum(found[name].numel() for name in found if ".0.A" in name or ".0.B" in name)
+    trained += sum(found[name].numel() for name in found if is_new(name)) + 1
+    total = sum(p.numel() for n, p in found.items() if "running_" not in n and "num_b" not in n)
+    said = f"{trained:,} of {total:,} parameters ({100 * trained / total:.1f} %) train"
+    assert said in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_adapters_loads_as_a_plain_model(run, pretrained, tiny_definition):
+    folder = run(*LORA, "--clip", str(pretrained[0]), *ACTIVATION, "--epochs", "2")
+    network, saved = load_checkpoint(folder / "last.pth")
+    assert not is_adapted(network)
+    weights = network.state_dict()
+    plain = CLIP(tiny_definition)
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    adapted, _ = learner.start_model(saved["options"], saved["labels"])
+    assert is_adapted(adapted)
+    adapted.load_state_dict(saved["weights"])
+    before, _ = clip.load(pretrained[0], activation="quickgelu")
+    pixels, text = torch.randn(4, 3, 32, 32), clip.tokenize(["a ship", "two planes near a road"])
+    with torch.no_grad():
+        for encode, given in (("encode_image", pixels), ("encode_text", text)):
+            expected = F.normalize(getattr(adapted.eval(), encode)(given), dim=-1)
+            for merged in (network, plain.eval()):
+                found = F.normalize(getattr(merged, encode)(given), dim=-1)
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+            start = F.normalize(getattr(before, encode)(given), dim=-1)
+            assert (start - expected).abs().max() > 1e-3
+
+
+# ------------------------------------------------------------------ stop and go on
+
+
+@pytest.mark.parametrize("given", [LORA, ("--train", "graph")], ids=str)
+def test_a_stopped_run_goes_on_exactly(run, cache, tmp_path, monkeypatch, given):
+    arguments = *given, *cache, "--epochs", "3", "--graph", "object"
+    straight = torch.load(run(*arguments, out="straight") / "last.pth", weights_only=True)
+    validate = train.validate
+
+    def stop(*options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "validate", stop)
+        run(*arguments, out="stopped")
+    train.main(["--resume", "--out", str(tmp_path / "stopped")])
+    found = torch.load(tmp_path / "stopped" / "last.pth", weights_only=True)
+    assert found["epoch"] == straight["epoch"] == 3
+    assert not changed(straight["weights"], found["weights"])
