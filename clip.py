@@ -11,10 +11,7 @@ The module shadows the PyPI package of the same name: run from the root of this 
 """
 
 import argparse
-import json
-import os
-import secrets
-import shutil
+import shlex
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,11 +20,12 @@ import torch.nn.functional as F
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from export import NAMINGS, check_out, how_to_load, write
 from model import MODELS, definition_of, is_checkpoint, load_checkpoint
-from pretrained import HUB, check, find_hub, pick_activation, read_source
+from pretrained import HUB, check, find_hub, read_source
 from simple_tokenizer import SimpleTokenizer
 from towers import ACTIVATIONS, CLIP
-from weights import OPENAI, find_openai, to_hugging_face
+from weights import OPENAI, find_openai
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,8 +37,8 @@ def available_models():
 
 
 def is_clip_source(name):
-    """Whether a string is a name that `load` knows without a path: OpenAI's or `hf-hub:...`."""
-    return name in OPENAI or name.startswith(HUB)
+    """Whether `load` knows a name, a string, without a path: OpenAI's or `hf-hub:...`."""
+    return str(name) in OPENAI or str(name).startswith(HUB)
 
 
 def _to_rgb(image):
@@ -120,33 +118,77 @@ def load(name_or_path, device="cpu", activation=None, image_size=None):
 
     Returns
     -------
-    (model, preprocess) : the model in eval mode, fp32, with its `definition`, activation included;
-        and a transform of a PIL image to a (3, image_size, image_size) tensor
+    (model, preprocess) : the model in eval mode, fp32, with its `definition`, activation included,
+        and the `path` of the file that its weights are from; and a transform of a PIL image to a
+        (3, image_size, image_size) tensor
 
     Raises
     ------
     ValueError that names the source, where it is not found or broken, its sizes fit no definition
-        in `models/`, its parameters or its configuration are others, or the activation is open
+        in `models/`, its parameters or its configuration are others, or the activation is open; or
+        where it is a checkpoint of FG-CROSS
     """
-    name = str(name_or_path)
-    if name in OPENAI:
-        source = read_source(find_openai(name, MODELS))
-        source = source._replace(activation=source.activation or "quickgelu")
-    else:
-        source = read_source(find_hub(name) if name.startswith(HUB) else name_or_path)
+    source = _source(str(name_or_path))
     try:
         definition = definition_of(source.weights)
     except ValueError as error:
         raise ValueError(f"{source.path}: {error}") from None
     check(source, definition)
-    definition["activation"] = pick_activation(source, activation)
+    definition["activation"] = _pick_activation(source, activation)
     weights = source.weights
     if image_size is not None:
         weights, definition = resized(weights, definition, image_size)
     model = CLIP(definition)
     model.load_state_dict(weights)
-    model.definition = definition
+    model.definition, model.path = definition, source.path
     return model.to(device).eval(), preprocess(definition["image_size"])
+
+
+def _source(name):
+    path = find_hub(name) if name.startswith(HUB) else name
+    path = find_openai(name, MODELS) if name in OPENAI else path
+    if is_checkpoint(path):
+        raise ValueError(
+            f"{path}: an FG-CROSS checkpoint, no plain CLIP; write the CLIP in it by `python "
+            f"clip.py export --checkpoint {shlex.quote(str(path))} --out FILE`, then give FILE"
+        )
+    source = read_source(path)
+    if name in OPENAI and source.activation is None:
+        source = source._replace(activation="quickgelu")
+    return source
+
+
+def _pick_activation(source, wanted):
+    """The activation of a source's towers; wanted: what the user says it is, or None.
+
+    Raises ValueError where both tell it and differ, or neither does.
+    """
+    if wanted not in (None, *ACTIVATIONS):
+        raise ValueError(f"activation '{wanted}': expected one of {', '.join(ACTIVATIONS)}")
+    if source.activation is None and wanted is None:
+        raise ValueError(
+            f"{source.path}: nothing in it tells the activation it was trained with, and the wrong "
+            "one gives other features; OpenAI's weights and RemoteCLIP's retrieval script have "
+            "quickgelu, open_clip's plain ViT-B-32 and most of LAION's gelu: say which by "
+            "--activation quickgelu|gelu, in Python load(..., activation=...)"
+        )
+    if source.activation and wanted not in (None, source.activation):
+        by = f" by {source.config}" if source.config else ""
+        raise ValueError(
+            f"{source.path}: its activation is {source.activation}{by}, not {wanted}; leave out "
+            "--activation"
+        )
+    return wanted or source.activation
+
+
+def check_image_size(definition, image_size):
+    """ValueError for a side in pixels that is no multiple of the patch's (ModifiedResNet: 32)."""
+    patch = definition["vision"].get("patch_size", 32)
+    if image_size < patch or image_size % patch:
+        raise ValueError(
+            f"--image-size {image_size}: expected a multiple of {patch}, above 0, for "
+            f"{definition.get('name', 'this model')}"
+        )
 
 
 def resized(weights, definition, image_size):
@@ -154,15 +196,12 @@ def resized(weights, definition, image_size):
 
     The grid of positional embeddings is interpolated bicubically with antialiasing, as open_clip's
     `resize_pos_embed` does, the one of a ModifiedResNet's pooling too; a line is printed. Raises
-    ValueError for a size that is no multiple of the patch's (ModifiedResNet: 32).
+    ValueError as `check_image_size` does.
     """
     if image_size == definition["image_size"]:
         return weights, definition
+    check_image_size(definition, image_size)
     patch = definition["vision"].get("patch_size", 32)
-    if image_size < patch or image_size % patch:
-        raise ValueError(
-            f"image size {image_size}: expected a multiple of {patch} for these weights"
-        )
     old, new = definition["image_size"] // patch, image_size // patch
     name = "visual.positional_embedding"
     name = name if name in weights else "visual.attnpool.positional_embedding"
@@ -180,48 +219,35 @@ def resized(weights, definition, image_size):
 # ------------------------------------------------------------------ export
 
 
-def export(checkpoint, out, naming="openai", activation=None):
+def export(checkpoint, out, naming="open_clip", activation=None):
     """Write the CLIP in a checkpoint of ours, or in what `load` takes, for other programs.
 
-    naming: "openai", also open_clip's, for one file, `.safetensors` or else torch.save's;
-    "huggingface" for a new folder that `CLIPModel.from_pretrained` takes. Adapters are merged, the
-    graph branch is left out. Returns the definition, with the activation. Raises ValueError where
-    there is no such form of it, OSError where it is not written; then nothing is left.
+    naming: one of export.py's forms. Adapters are merged, the graph branch is left out. Returns
+    the definition, with the activation. Raises ValueError where there is no such form of it or no
+    such place, OSError where it is not written; then nothing is left.
     """
-    weights, definition = _plain(checkpoint, activation)
     out = Path(out)
-    if naming == "huggingface" and out.exists():
-        raise ValueError(f"{out}: exists; name a new folder with --out")
-    temporary = out.with_name(f"{os.getpid()}-{secrets.token_hex(4)}-{out.name}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if naming == "huggingface":
-            weights, config = to_hugging_face(weights, definition)
-            temporary.mkdir()
-            _save(weights, temporary / "model.safetensors")
-            text = json.dumps(config, indent=2) + "\n"
-            (temporary / "config.json").write_text(text, encoding="utf-8")
-        else:
-            _save(weights, temporary)
-        os.replace(temporary, out)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{out}: not written ({reason}); is the disk full?") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if temporary.is_file():
-            temporary.unlink()
+    _check_other(out, checkpoint)
+    check_out(out, naming)
+    weights, definition, path = _plain(checkpoint, activation)
+    _check_other(out, path)  # of a folder's or a name's
+    write(weights, definition, out, naming)
     return definition
 
 
+def _check_other(out, path):
+    if out.exists() and Path(path).exists() and out.samefile(path):
+        raise ValueError(f"{out}: --checkpoint reads this; name another place with --out")
+
+
 def _plain(checkpoint, activation):
-    """Weights and definition of the CLIP in a checkpoint of ours or in what `load` takes."""
-    if is_clip_source(str(checkpoint)) or not is_checkpoint(checkpoint):
+    """Weights, definition and file of the CLIP in a checkpoint of ours or in what `load` takes."""
+    if is_clip_source(checkpoint) or not is_checkpoint(checkpoint):
         model, _ = load(checkpoint, activation=activation)
-        definition = model.definition
+        definition, path = model.definition, model.path
     else:
         model, content = load_checkpoint(checkpoint)
-        definition = {"activation": "quickgelu", **content["definition"]}
+        definition, path = {"activation": "quickgelu", **content["definition"]}, checkpoint
         if activation not in (None, definition["activation"]):
             raise ValueError(
                 f"{checkpoint}: its activation is {definition['activation']}, not {activation}; "
@@ -232,45 +258,7 @@ def _plain(checkpoint, activation):
     with torch.device("meta"):  # names only, no memory
         names = CLIP(definition).state_dict()
     weights = model.state_dict()
-    return {name: weights[name].contiguous() for name in names}, definition
-
-
-def _save(weights, path):
-    if path.suffix != ".safetensors":
-        torch.save(weights, path)
-        return
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(weights, path, metadata={"format": "pt"})  # which transformers asks for
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-
-
-def how_to_load(out, naming, definition):
-    """Lines that say which calls of which program load an exported CLIP."""
-    activation, size = definition["activation"], definition["image_size"]
-    lines = [f"clip.load('{out}', activation='{activation}')  # this project"]
-    if naming == "huggingface":
-        return [f"clip.load('{out}')  # this project", f"CLIPModel.from_pretrained('{out}')"]
-    arguments = f"pretrained='{out}', force_image_size={size}"
-    if activation == "quickgelu":
-        arguments += ", force_quick_gelu=True"
-    name = definition["name"]
-    if not name.startswith(("ViT-", "RN")):  # those in models/ have open_clip's names
-        name = f"a model of the sizes in models/{name}.json"
-    lines.append(f"open_clip.create_model('{name}', {arguments})")
-    if activation == "quickgelu" and _heads_of_64(definition) and Path(out).suffix == ".pt":
-        lines.append(f"clip.load('{out}')  # OpenAI's package, which rounds to half precision")
-    return lines
-
-
-def _heads_of_64(definition):
-    """Whether the heads are those that OpenAI's loader derives from the widths."""
-    vision, text = definition["vision"], definition["text"]
-    width = vision["width"] * (32 if isinstance(vision["layers"], list) else 1)
-    return (width, text["width"]) == (64 * vision["heads"], 64 * text["heads"])
+    return {name: weights[name].contiguous() for name in names}, definition, path
 
 
 def main(arguments=None):
@@ -281,9 +269,10 @@ def main(arguments=None):
     command.add_argument("--out", required=True, help="a .pt or .safetensors file, or a folder")
     command.add_argument(
         "--naming",
-        choices=("openai", "huggingface"),
-        default="openai",
-        help="openai: one file, for open_clip too; huggingface: a new folder for transformers",
+        choices=NAMINGS,
+        default="open_clip",
+        help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a new "
+        "folder for transformers",
     )
     command.add_argument("--activation", choices=ACTIVATIONS, help="where weights do not tell it")
     options = parser.parse_args(arguments)

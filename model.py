@@ -12,7 +12,6 @@ features, E the embedding width.
 
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import torch
@@ -20,9 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lora import adapt, merge
-from towers import CLIP
+from towers import CLIP, sizes_of
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS, Vocabulary
-from weights import read_weights, sizes_of
+from weights import read_weights, state_dict_in
 
 MODELS = Path(__file__).parent / "models"
 GRAPHS = ("object", "none", "published")
@@ -258,14 +257,19 @@ def save_checkpoint(path, model, definition, labels, options, **state):
 
 
 def is_checkpoint(path):
-    """Whether `load_checkpoint` takes a file, told without reading its tensors."""
+    """Whether a file holds what `load_checkpoint` takes, whatever its format."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            content = archive.read(pickles[0]) if pickles else b""
-    except (OSError, zipfile.BadZipFile):
+        return _recognised(read_weights(path, mapped=True)) is not None
+    except ValueError:
         return False
-    return all(field.encode() in content for field in FIELDS) or PUBLISHED.encode() in content
+
+
+def _recognised(content):
+    """A checkpoint of ours, or a state dict of the published FG-CROSS; None for anything else."""
+    if isinstance(content, dict) and FIELDS <= content.keys():
+        return content
+    state = state_dict_in(content)
+    return state if state and PUBLISHED in state else None
 
 
 def _of_published(weights):
@@ -288,16 +292,16 @@ def load_checkpoint(path, device="cpu"):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; train one first: python train.py")
-    checkpoint = read_weights(path)
-    if isinstance(checkpoint, dict) and PUBLISHED in checkpoint:
+    checkpoint = _recognised(read_weights(path))
+    if checkpoint is None:
+        raise ValueError(
+            f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(FIELDS)}"
+        )
+    if PUBLISHED in checkpoint:
         try:
             checkpoint = _of_published(checkpoint)
         except ValueError as error:
             raise ValueError(f"{path}: of the published FG-CROSS, but {error}") from None
-    if not isinstance(checkpoint, dict) or not FIELDS <= set(checkpoint):
-        raise ValueError(
-            f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(FIELDS)}"
-        )
     if checkpoint.get("version") != VERSION:
         raise ValueError(f"{path}: from another version of this code; train it again")
     model = build(checkpoint["definition"], checkpoint["labels"], checkpoint["options"])

@@ -13,18 +13,24 @@ from typing import NamedTuple
 
 import torch
 
-from towers import ACTIVATIONS, CLIP
+from towers import CLIP
 from weights import (
     HF_ACTIVATIONS,
     HF_FIELDS,
     OPENAI,
+    activation_of_script,
     from_hugging_face,
     from_open_clip,
     read_weights,
     script,
+    state_dict_in,
 )
 
 HUB = "hf-hub:"  # what a name on the Hugging Face hub begins with
+FILES = {  # configuration: the files of weights that its library writes beside it
+    "config.json": ("model.safetensors", "pytorch_model.bin"),
+    "open_clip_config.json": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+}
 
 
 class Source(NamedTuple):
@@ -34,64 +40,80 @@ class Source(NamedTuple):
     weights: dict  # a state dict in OpenAI's naming, float32
     activation: str | None  # "quickgelu" or "gelu"; None where the source does not tell
     stated: dict  # the definition (see towers.py) by a configuration beside the file, if any
+    config: Path | None = None  # that configuration
 
 
 # ------------------------------------------------------------------ the Hugging Face hub
 
 
-def find_hub(spec):
-    """The local path of a file on the Hugging Face hub, with its configurations beside it.
+def find_hub(spec, endpoint=None, cache_dir=None):
+    """The local path of a file on the Hugging Face hub, with its configuration beside it.
 
     spec: `hf-hub:owner/name[@revision][:path/in/repo]`; the path may be left out where the
     repository holds one file of weights. huggingface_hub keeps what it downloads in its cache; a
-    file there that is named with its path is taken without asking for a newer one. Raises
-    ValueError that names the spec.
+    file there that is named with its path is taken without asking for a newer one. endpoint and
+    cache_dir: others than huggingface_hub's own. Raises ValueError that names the spec.
     """
     form = re.fullmatch(HUB + r"([^/@:]+/[^/@:]+)(?:@([^:]+))?(?::(.+))?", spec)
     if not form:
         raise ValueError(f"{spec}: expected {HUB}owner/name[@revision][:path/in/repo]")
     repository, revision, path = form.groups()
-    path = path or _only_file(spec, repository, revision)
+    where = {"repo_id": repository, "revision": revision, "cache_dir": cache_dir}
+    path = path or _only_file(spec, repository, revision, endpoint)
     try:
-        for name in _CONFIGS:
-            _fetch(repository, revision, str(PurePosixPath(path).with_name(name)), optional=True)
-        return Path(_fetch(repository, revision, path))
+        found, cached = _fetch(path, endpoint, where)
+        for config in (config for config, files in FILES.items() if found.name in files):
+            config = str(PurePosixPath(path).with_name(config))
+            _fetch_config(config, endpoint, where, cached)
+        return found
     except Exception as error:  # httpx's, requests' or the hub's own, by version
         raise _not_found(spec, error) from None
 
 
-def _fetch(repository, revision, path, optional=False):
-    """The local path of a file of a repository; None for one that is optional and not there."""
-    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.utils import EntryNotFoundError
+def _fetch(path, endpoint, where):
+    """The local path of a file of a repository, and whether it was there before."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    known = try_to_load_from_cache(repository, path, revision=revision)
+    known = try_to_load_from_cache(filename=path, **where)
     if isinstance(known, str):
-        return known
-    if optional and known is _CACHED_NO_EXIST:
-        return None
+        return Path(known), True
+    return Path(hf_hub_download(filename=path, endpoint=endpoint, **where)), False
+
+
+def _fetch_config(path, endpoint, where, cached):
+    """Put a file that a repository may have into the cache; cached: its weights were there."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+    if try_to_load_from_cache(filename=path, **where) is not None:  # or known not to be there
+        return
     try:
-        return hf_hub_download(repository, path, revision=revision)
+        hf_hub_download(filename=path, endpoint=endpoint, **where)
+    except LocalEntryNotFoundError as error:  # no network
+        if not cached:
+            raise
+        print(f"{HUB}{where['repo_id']}: {path} beside it could not be asked for ({_first(error)})")
     except EntryNotFoundError:
-        if optional:
-            return None
-        raise
+        pass
 
 
 def _not_found(spec, error):
-    reason = (str(error) or type(error).__name__).splitlines()[0]
     return ValueError(
-        f"{spec}: not on the hub, or no network ({reason}); check the name, or download the file "
-        "by other means and give its path"
+        f"{spec}: not on the hub, or no network ({_first(error)}); check the name, or download the "
+        "file by other means and give its path"
     )
 
 
-def _only_file(spec, repository, revision):
+def _first(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _only_file(spec, repository, revision, endpoint):
     """The path of the one file of weights in a repository."""
     from huggingface_hub import HfApi
 
     try:
-        files = HfApi().list_repo_files(repository, revision=revision)
+        files = HfApi(endpoint=endpoint).list_repo_files(repository, revision=revision)
     except Exception as error:
         raise _not_found(spec, error) from None
     found = sorted(f for f in files if f.endswith((".pt", ".pth", ".bin", ".safetensors")))
@@ -112,9 +134,9 @@ def read_source(path):
 
     Takes TorchScript archives, torch.save's files without code and `.safetensors`; a state dict
     bare or under `state_dict`, names with or without `module.`, in any of the three namings. A
-    folder's `.safetensors` is preferred to its `.bin`, as Hugging Face does. A configuration
-    beside the file, `config.json` or `open_clip_config.json` by its naming, tells the activation
-    and sizes. Raises ValueError that names the file.
+    folder's `.safetensors` is preferred to its `.bin`, as Hugging Face does. The configuration
+    beside a file tells the activation and sizes where the file has its library's own name, see
+    FILES: beside another it may be that of other weights. Raises ValueError that names the file.
     """
     path = Path(path)
     path = _file_in(path) if path.is_dir() else path
@@ -124,35 +146,35 @@ def read_source(path):
             f"of {', '.join(OPENAI)}"
         )
     state, activation = _read_state(path)
-    weights, config = _converted(path, state)
-    if activation is not None or not config.is_file():
+    try:
+        weights, name = _converted(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    config = path.with_name(name)
+    if activation is not None or path.name not in FILES[name] or not config.is_file():
         return Source(path, weights, activation, {})
     try:
-        stated = _CONFIGS[config.name](json.loads(config.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        stated = _CONFIGS[name](json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{config}: {type(error).__name__}: {error}") from None
-    return Source(path, weights, stated.pop("activation"), stated)
+    return Source(path, weights, stated.pop("activation"), stated, config)
 
 
-def _converted(path, state):
-    """Weights in OpenAI's naming, and the path of the configuration that goes with the file's."""
-    while state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+def _converted(state):
+    """Weights in OpenAI's naming, and the name of the configuration that goes with theirs."""
     if any(name.startswith(("vision_model.", "text_model.")) for name in state):
-        return from_hugging_face(state), path.with_name("config.json")
+        return from_hugging_face(state), "config.json"
     if any(name.startswith("visual.") for name in state):
-        return from_open_clip(state), path.with_name("open_clip_config.json")
+        return from_open_clip(state), "open_clip_config.json"
     names = ", ".join(list(state)[:8]) or "none"
-    raise ValueError(f"{path}: no CLIP of OpenAI, open_clip or Hugging Face; names: {names}")
+    raise ValueError(f"no CLIP of OpenAI, open_clip or Hugging Face; names: {names}")
 
 
 def _file_in(folder):
     """The file of weights in a folder with a Hugging Face or an open_clip model."""
-    stems = (("model", "pytorch_model"), ("open_clip_model", "open_clip_pytorch_model"))
     found = []
-    for safe, pickled in stems:
-        files = [folder / f"{safe}.safetensors", folder / f"{pickled}.bin"]
-        found += [file for file in files if file.is_file()][:1]
+    for names in FILES.values():
+        found += [folder / name for name in names if (folder / name).is_file()][:1]
     if len(found) == 1:
         return found[0]
     if parts := sorted(folder.glob("*.index.json")):
@@ -160,30 +182,29 @@ def _file_in(folder):
             f"{parts[0]}: weights in several parts; save them in one: "
             "save_pretrained(FOLDER, max_shard_size='100GB')"
         )
-    names = [f"{safe}.safetensors or {pickled}.bin" for safe, pickled in stems]
+    expected = ", ".join(" or ".join(names) for names in FILES.values())
     listed = " and ".join(file.name for file in found) or "none"
-    raise ValueError(f"{folder}: expected one of {', '.join(names)}; found {listed}; name a file")
+    raise ValueError(f"{folder}: expected one of {expected}; found {listed}; name a file")
 
 
 def _read_state(path):
-    """A file's state dict as it is, and the activation where the file itself tells it."""
-    code, activation = script(path), None
-    if code is not None:
-        state, activation = _run_archive(path), "gelu" if "torch.gelu(" in code else "quickgelu"
+    """A file's state dict in its own naming, and the activation where the file itself tells it."""
+    archive, activation = script(path), None
+    if archive is not None:
+        content, activation = _run_archive(path), activation_of_script(*archive)
     elif path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            state = load_file(path)
+            content = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: broken, no .safetensors ({error})") from None
     else:
-        state = read_weights(path)
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        holds = ", ".join(map(str, [*state][:8])) if isinstance(state, dict) else type(state)
+        content = read_weights(path)
+    state = state_dict_in(content)
+    if state is None:
+        holds = ", ".join(map(str, [*content][:8])) if isinstance(content, dict) else type(content)
         raise ValueError(f"{path}: expected a state dict, tensors by name; it holds {holds}")
     return state, activation
 
@@ -201,17 +222,29 @@ def _run_archive(path):
 # ------------------------------------------------------------------ configurations
 
 
+def _object(config, name, default=None):
+    """A field of a configuration that holds fields itself."""
+    value = config.get(name) if isinstance(config, dict) else None
+    value = default if value is None else value
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {'missing' if value is None else 'no object of fields'}")
+    return value
+
+
 def _stated_by_hugging_face(config):
-    stated, activations = {"embed_dim": config.get("projection_dim", 512)}, {}
+    stated, activations = {}, []
     for tower, fields in HF_FIELDS.items():
-        part = {**config[f"{tower}_config"], **(config.get(f"{tower}_config_dict") or {})}
+        name = f"{tower}_config"
+        part = {**_object(config, name), **_object(config, f"{name}_dict", {})}
         stated[tower] = {ours: part.get(*theirs) for ours, theirs in fields.items()}
-        activations[tower] = part.get("hidden_act", "quick_gelu")
+        activations.append(part.get("hidden_act", "quick_gelu"))
         if part.get("layer_norm_eps", 1e-5) != 1e-5:
-            raise ValueError(f"{tower}_config: layer_norm_eps {part['layer_norm_eps']}, only 1e-5")
-    if len(set(activations.values())) > 1 or activations["text"] not in HF_ACTIVATIONS:
-        raise ValueError(f"hidden_act {activations}, only quick_gelu or gelu for both towers")
-    return {**stated, "activation": HF_ACTIVATIONS[activations["text"]]}
+            raise ValueError(f"{name}: layer_norm_eps {part['layer_norm_eps']}, only 1e-5")
+    for known, ours in HF_ACTIVATIONS.items():
+        if activations == [known, known]:
+            width = config.get("projection_dim", 512)
+            return {"embed_dim": width, **stated, "activation": ours}
+    raise ValueError(f"hidden_act {activations}, only quick_gelu or gelu for both towers")
 
 
 _OPEN_CLIP = {
@@ -229,15 +262,20 @@ _OTHER = {  # what a configuration may say besides: another value makes another 
 
 
 def _stated_by_open_clip(config):
-    config = config["model_cfg"]
+    config = _object(config, "model_cfg")
+    if "embed_dim" not in config:
+        raise ValueError("model_cfg: embed_dim is missing")
     stated = {"embed_dim": config["embed_dim"]}
     for tower, defaults in _OPEN_CLIP.items():
-        part = config[f"{tower}_cfg"]
+        part = _object(config, f"{tower}_cfg")
         for key in part.keys() - defaults.keys():
             if part[key] and key not in _OTHER or _OTHER.get(key) and part[key] not in _OTHER[key]:
                 raise ValueError(f"{tower}_cfg: {key} {part[key]} is not in this project's towers")
         stated[tower] = {key: part.get(key, default) for key, default in defaults.items()}
     vision, head_width = stated["vision"], config["vision_cfg"].get("head_width", 64)
+    for name, value in (("width", vision["width"]), ("head_width", head_width)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"vision_cfg: {name} {value}, expected a whole number above 0")
     channels = vision["width"]
     if isinstance(vision["layers"], list):
         channels *= 32
@@ -264,7 +302,7 @@ def check(source, definition):
             for name, tensor in source.weights.items()
             if name in expected and tensor.shape != expected[name].shape
         ],
-        "stated in the configuration beside it": [
+        f"stated in {source.config}": [
             f"{key} {stated} instead of {definition[key]}"
             for key, stated in source.stated.items()
             if stated != definition[key]
@@ -273,25 +311,3 @@ def check(source, definition):
     if any(problems.values()):
         found = "; ".join(f"{kind}: {', '.join(n)}" for kind, n in problems.items() if n)
         raise ValueError(f"{source.path}: not the parameters of {definition['name']}; {found}")
-
-
-def pick_activation(source, wanted):
-    """The activation of a source's towers; wanted: what the user says it is, or None.
-
-    Raises ValueError where both tell it and differ, or neither does.
-    """
-    if wanted not in (None, *ACTIVATIONS):
-        raise ValueError(f"activation '{wanted}': expected one of {', '.join(ACTIVATIONS)}")
-    if source.activation is None and wanted is None:
-        raise ValueError(
-            f"{source.path}: nothing in it tells the activation it was trained with, and the wrong "
-            "one gives other features; OpenAI's weights and RemoteCLIP's retrieval script have "
-            "quickgelu, open_clip's plain ViT-B-32 and most of LAION's gelu: say which by "
-            "--activation quickgelu|gelu, in Python load(..., activation=...)"
-        )
-    if source.activation and wanted not in (None, source.activation):
-        raise ValueError(
-            f"{source.path}: its activation is {source.activation}, not {wanted}; leave out "
-            "--activation"
-        )
-    return wanted or source.activation

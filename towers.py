@@ -233,3 +233,55 @@ class CLIP(nn.Module):
         words = (positions > 0) & (positions < text.argmax(dim=-1, keepdim=True))  # (B, L)
         total = (self.token_embedding(text) * words[..., None]).sum(dim=1)
         return total / words.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+# ------------------------------------------------------------------ sizes
+
+
+def sizes_of(weights):
+    """The sizes in a definition (see towers.py), heads aside, of a state dict in OpenAI's naming.
+
+    Raises ValueError that names the parameters which are missing or tell no size.
+    """
+    resnet = "visual.layer1.0.conv1.weight" in weights
+    first = "visual.layer1.0.conv1.weight" if resnet else "visual.conv1.weight"
+    positions = f"visual.{'attnpool.' if resnet else ''}positional_embedding"
+    _check_dimensions(weights, first, positions)
+    patch, count = 32 if resnet else weights[first].shape[-1], len(weights[positions])
+    vision = {"width": len(weights[first])}
+    if resnet:
+        vision["layers"] = [_count(weights, f"visual.layer{stage}.") for stage in range(1, 5)]
+    else:
+        layers = _count(weights, "visual.transformer.resblocks.")
+        vision = {"patch_size": patch, **vision, "layers": layers}
+    side = math.isqrt(max(count - 1, 0))
+    if side**2 + 1 != count:
+        raise ValueError(f"{positions}: {count} positions are no square and one")
+    vocabulary, width = weights["token_embedding.weight"].shape
+    return {
+        "embed_dim": weights["text_projection"].shape[1],
+        "image_size": side * patch,
+        "vision": vision,
+        "text": {
+            "context_length": len(weights["positional_embedding"]),
+            "vocab_size": vocabulary,
+            "width": width,
+            "layers": _count(weights, "transformer.resblocks."),
+        },
+    }
+
+
+def _check_dimensions(weights, first, positions):
+    needed = {first: 4, positions: 2, "positional_embedding": 2, "token_embedding.weight": 2}
+    needed["text_projection"] = 2
+    if missing := [name for name in needed if name not in weights]:
+        raise ValueError(f"no CLIP, its parameters lack {', '.join(missing)}")
+    for name, dimensions in needed.items():
+        if weights[name].ndim != dimensions:
+            shape = tuple(weights[name].shape)
+            raise ValueError(f"no CLIP, {name} has the shape {shape}, not {dimensions} dimensions")
+
+
+def _count(weights, prefix):
+    """How many numbers follow a prefix in the names."""
+    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})

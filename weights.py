@@ -8,10 +8,10 @@ names of its own, keeps queries, keys and values apart, and projections transpos
 
 import hashlib
 import http.client
-import math
 import os
 import re
 import secrets
+import struct
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -31,14 +31,18 @@ OPENAI = {  # name: SHA-256 of its file, which is part of the URL
 # ------------------------------------------------------------------ files
 
 
-def read_weights(path):
-    """torch.load without code, on the CPU; raises ValueError that names the file."""
+def read_weights(path, mapped=False):
+    """torch.load without code, on the CPU; raises ValueError that names the file.
+
+    mapped: leave the tensors on the disk until they are used, where the file's format allows it.
+    """
     if script(path) is not None:
         raise ValueError(
             f"{path}: a TorchScript archive, no checkpoint; clip.load and --clip read it"
         )
+    mapped = mapped and zipfile.is_zipfile(path)  # torch's older format cannot
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises EOFError, KeyError, RuntimeError, UnpicklingError ...
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
@@ -50,14 +54,51 @@ def read_weights(path):
         raise ValueError(f"{path}: broken, or more than tensors and numbers ({kind})") from None
 
 
+def state_dict_in(content):
+    """The state dict in what a file holds: bare or under `state_dict`; None for anything else.
+
+    `module.`, which DataParallel puts before every name, is left out.
+    """
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        return None
+    if not all(isinstance(n, str) and torch.is_tensor(t) for n, t in content.items()):
+        return None
+    while content and all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content
+
+
 def script(path):
-    """The code in a TorchScript archive; None for any other file."""
+    """Code and small constants, bytes each, of a TorchScript archive; None for any other file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if "/code/" in name]
-            return b"".join(map(archive.read, names)).decode(errors="replace") if names else None
+            files = {file.filename: file.file_size for file in archive.infolist()}
+            code = [name for name in files if "/code/" in name]
+            small = [name for name in files if "/constants/" in name and files[name] <= 8]
+            if not code:
+                return None
+            text = b"".join(archive.read(name) for name in code if name.endswith(".py"))
+            return text.decode(errors="replace"), [archive.read(name) for name in small]
     except (OSError, zipfile.BadZipFile):
         return None
+
+
+def activation_of_script(code, constants):
+    """ "quickgelu" or "gelu" by what `script` returns; None where it is neither or both of them."""
+    # a traced 1.702 * x keeps its number among the constants, a scripted one in the code
+    numbers = [struct.unpack(_NUMBERS[len(c)], c)[0] for c in constants if len(c) in _NUMBERS]
+    quick = re.search(r"(?<![\d.])1\.702(?!\d)", code) or any(
+        abs(number - 1.702) < 1e-3 for number in numbers
+    )
+    calls, approximate = "torch.gelu(" in code, re.search("approximate=.tanh", code)
+    if quick and not calls:
+        return "quickgelu"
+    return "gelu" if calls and not quick and not approximate else None
+
+
+_NUMBERS = {8: "<d", 4: "<f", 2: "<e"}  # bytes: double, single or half precision
 
 
 # ------------------------------------------------------------------ OpenAI's download
@@ -199,17 +240,22 @@ def from_open_clip(state):
 def from_hugging_face(state):
     """A state dict in the naming of Hugging Face's CLIPModel, in OpenAI's and float32.
 
-    Names that no CLIPModel has stay as they are.
+    Names that no CLIPModel has stay as they are. Raises ValueError where queries, keys and values
+    do not go together.
     """
     result = {}
     for name, tensor in state.items():
         if not name.endswith(".position_ids"):  # counts from 0, in files of older versions
-            result[_renamed(name)] = tensor.T if name in _TRANSPOSED else tensor
+            turn = name in _TRANSPOSED and tensor.ndim == 2
+            result[_renamed(name)] = tensor.T if turn else tensor
     for name in [name for name in result if ".attn.q_proj." in name]:
         parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         if all(part in result for part in parts):
-            fused = torch.cat([result.pop(part) for part in parts])
-            result[name.replace(".q_proj.", ".in_proj_")] = fused
+            tensors = [result.pop(part) for part in parts]
+            shapes = {tuple(tensor.shape) for tensor in tensors}
+            if len(shapes) > 1 or () in shapes:
+                raise ValueError(f"{', '.join(parts)}: of the shapes {sorted(shapes)}")
+            result[name.replace(".q_proj.", ".in_proj_")] = torch.cat(tensors)
     return _full(result)
 
 
@@ -250,46 +296,3 @@ def _hugging_face_config(definition):
     start = definition["text"]["vocab_size"] - 2  # the last two tokens are start and end
     config["text_config"] |= {"bos_token_id": start, "eos_token_id": start + 1}
     return config
-
-
-# ------------------------------------------------------------------ sizes
-
-
-def sizes_of(weights):
-    """The sizes in a definition (see towers.py), heads aside, of a state dict in OpenAI's naming.
-
-    Raises ValueError that names the parameters which are missing.
-    """
-    resnet = "visual.layer1.0.conv1.weight" in weights
-    first = "visual.layer1.0.conv1.weight" if resnet else "visual.conv1.weight"
-    positions = f"visual.{'attnpool.' if resnet else ''}positional_embedding"
-    needed = (first, positions, "positional_embedding", "token_embedding.weight", "text_projection")
-    if missing := [name for name in needed if name not in weights]:
-        raise ValueError(f"no CLIP, its parameters lack {', '.join(missing)}")
-    patch, count = 32 if resnet else weights[first].shape[-1], len(weights[positions])
-    vision = {"width": len(weights[first])}
-    if resnet:
-        vision["layers"] = [_count(weights, f"visual.layer{stage}.") for stage in range(1, 5)]
-    else:
-        layers = _count(weights, "visual.transformer.resblocks.")
-        vision = {"patch_size": patch, **vision, "layers": layers}
-    side = math.isqrt(count - 1)
-    if side**2 + 1 != count:
-        raise ValueError(f"{positions}: {count} positions are no square and one")
-    vocabulary, width = weights["token_embedding.weight"].shape
-    return {
-        "embed_dim": weights["text_projection"].shape[1],
-        "image_size": side * patch,
-        "vision": vision,
-        "text": {
-            "context_length": len(weights["positional_embedding"]),
-            "vocab_size": vocabulary,
-            "width": width,
-            "layers": _count(weights, "transformer.resblocks."),
-        },
-    }
-
-
-def _count(weights, prefix):
-    """How many numbers follow a prefix in the names."""
-    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})

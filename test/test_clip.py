@@ -1,6 +1,8 @@
 """clip.load against the libraries that the weights are from."""
 
 import json
+import shlex
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -16,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 import clip
 import model
 import weights
-from conftest import save_archive
+from conftest import ROOT, save_archive
 from model import read_definition
 from test_towers import (
     RESNET,
@@ -29,7 +31,7 @@ from test_towers import (
     seeded_and_in_full_precision,  # noqa: F401  a fixture, for every test here too
     shapes,
 )
-from towers import CLIP
+from towers import CLIP, sizes_of
 
 DEFINITIONS = {"vit": VIT, "resnet": RESNET}
 GELU = pytest.mark.parametrize("activation", ["quickgelu", "gelu"])
@@ -250,6 +252,7 @@ def test_the_hubs_names_are_asked_for_there(definitions, monkeypatch):
 
 def test_names_are_told_from_paths():
     assert clip.is_clip_source("ViT-B/32") and clip.is_clip_source("hf-hub:a/b")
+    assert not clip.is_clip_source(Path("models/ViT-B-32.pt"))
     assert not clip.is_clip_source("models/ViT-B-32.pt") and not clip.is_clip_source("ViT-B-32")
 
 
@@ -359,13 +362,85 @@ def test_a_configuration_of_other_heads_is_refused(definitions, tmp_path, naming
         (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     else:
         hugging_face_model(other).network.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="configuration.*vision .*'heads': 4.*instead of.*2"):
+    with pytest.raises(ValueError, match=r"config\.json: vision .*'heads': 4.*instead of.*2"):
         clip.load(tmp_path)
 
 
-def test_a_checkpoint_of_ours_is_no_clip(save_tiny):
-    with pytest.raises(ValueError, match=r"a\.pth: expected a state dict.*definition"):
-        clip.load(save_tiny("a.pth"))
+def refused_checkpoint(path, *options):
+    """The CLIP that comes of following the error for an FG-CROSS checkpoint."""
+    with pytest.raises(ValueError, match="an FG-CROSS checkpoint, no plain CLIP") as error:
+        clip.load(path, activation="quickgelu")
+    assert str(error.value).startswith(f"{path}: ")
+    command = shlex.split(str(error.value).split("`")[1])
+    assert command[:2] == ["python", "clip.py"]
+    out = path.with_name("plain file.pt")
+    clip.main([str(out) if part == "FILE" else part for part in command[2:]])
+    return clip.load(out, activation="quickgelu")[0]
+
+
+def test_a_checkpoint_of_ours_is_refused_with_the_way_to_its_clip(save_tiny, monkeypatch):
+    path = save_tiny("it is a.pth")
+    network, content = model.load_checkpoint(path)
+    monkeypatch.setattr(model, "definition_names", lambda: ["tiny"])
+    monkeypatch.setattr(model, "read_definition", lambda name: content["definition"])
+    state = refused_checkpoint(path).state_dict()
+    assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in state.items())
+
+
+def test_a_published_checkpoint_is_refused_with_the_way_to_its_clip(tmp_path, definitions):
+    fixtures = ROOT / "test" / "fixtures" / "published"
+    state = torch.load(fixtures / "state_dict.pt", weights_only=True)
+    plain = {name: t for name, t in state.items() if name.split(".")[0] not in model.NEW_LAYERS}
+    sizes = sizes_of(plain)
+    for tower in ("vision", "text"):
+        sizes[tower]["heads"] = 1
+    (definitions / "published.json").write_text(json.dumps(sizes))
+    torch.save(state, tmp_path / "best_model.pth")
+    found = refused_checkpoint(tmp_path / "best_model.pth").state_dict()
+    assert found.keys() == plain.keys()
+
+
+@pytest.mark.parametrize("name", ["visual.conv1.weight", "positional_embedding"])
+def test_malformed_weights_are_refused_with_file_and_name(definitions, name):
+    path = definitions / "other.pt"
+    torch.save({**CLIP(VIT).state_dict(), name: torch.tensor(1.0)}, path)
+    with pytest.raises(ValueError, match=rf"other\.pt: no CLIP, {name} has the shape"):
+        clip.load(path, activation="gelu")
+
+
+def test_the_file_that_was_read_is_told(definitions, tmp_path, monkeypatch):
+    torch.save(CLIP(VIT).state_dict(), definitions / "ViT-B-32.pt")
+    hugging_face_model(VIT).network.save_pretrained(tmp_path / "folder")
+    monkeypatch.setattr(clip, "find_hub", lambda spec: definitions / "ViT-B-32.pt")
+    for name, path in (
+        ("ViT-B/32", definitions / "ViT-B-32.pt"),
+        ("hf-hub:a/b", definitions / "ViT-B-32.pt"),
+        (str(definitions / "ViT-B-32.pt"), definitions / "ViT-B-32.pt"),
+        (tmp_path / "folder", tmp_path / "folder" / "model.safetensors"),
+    ):
+        network, _ = clip.load(name, activation="quickgelu")
+        assert network.path == path
+
+
+def test_a_configuration_beside_another_file_leaves_the_activation_open(definitions, tmp_path):
+    torch.save(CLIP(VIT).state_dict(), tmp_path / "RemoteCLIP.pt")
+    config = {"model_cfg": open_clip_config(VIT, "gelu")}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"RemoteCLIP\.pt: nothing in it tells the activation"):
+        clip.load(tmp_path / "RemoteCLIP.pt")
+    network, _ = clip.load(tmp_path / "RemoteCLIP.pt", activation="quickgelu")
+    assert network.definition["activation"] == "quickgelu"
+
+
+def test_a_contradiction_names_the_configuration(definitions, tmp_path):
+    torch.save(CLIP(VIT).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": open_clip_config(VIT, "gelu")}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError,
+        match=r"model\.bin: its activation is gelu by .*open_clip_config\.json, not quickgelu",
+    ):
+        clip.load(tmp_path, activation="quickgelu")
 
 
 # ------------------------------------------------------------------ full size

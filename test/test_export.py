@@ -1,19 +1,22 @@
 """CLIPs for other image sizes, and exported for the libraries that other people use."""
 
+import ast
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import open_clip
 import pytest
 import torch
-from open_clip.model import resize_pos_embed
-from open_clip.openai import load_openai_model
+from open_clip.model import build_model_from_openai_state_dict, resize_pos_embed
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
 import clip
+import export
 import model
 from lora import adapt
 from test_clip import (
@@ -90,8 +93,12 @@ def test_the_same_image_size_changes_nothing_and_prints_nothing(capsys):
 @pytest.mark.parametrize(("definition", "patch"), [(VIT, 16), (RESNET, 32)])
 @pytest.mark.parametrize("n_px", [0, -32, 8, 100])
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(definition, patch, n_px):
-    with pytest.raises(ValueError, match=f"image size {n_px}: expected a multiple of {patch}"):
+    message = f"--image-size {n_px}: expected a multiple of {patch}, above 0"
+    with pytest.raises(ValueError, match=message):
+        clip.check_image_size(definition, n_px)
+    with pytest.raises(ValueError, match=message):
         clip.resized(CLIP(definition).state_dict(), definition, n_px)
+    clip.check_image_size(definition, 64)
 
 
 # ------------------------------------------------------------------ export
@@ -122,10 +129,26 @@ def checkpoint(tmp_path, definitions, monkeypatch):  # noqa: F811
 
 
 NAMES = pytest.mark.parametrize("name", OURS)
+DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit")  # which OpenAI's loader calls
 
 
 def run(*arguments):
     clip.main(["export", *map(str, arguments)])
+
+
+def printed(capsys):
+    """The lines of Python that say how to load an export."""
+    return capsys.readouterr().out.split("load it with\n")[1].splitlines()
+
+
+def openais_load(path):
+    """A file by the sequence of OpenAI's clip.load, which opens it once; heads by the widths."""
+    with open(path, "rb") as file:
+        try:
+            network, state = torch.jit.load(file, map_location="cpu").eval(), None
+        except RuntimeError:
+            state = torch.load(file, map_location="cpu")
+    return build_model_from_openai_state_dict(state or network.state_dict()).float()
 
 
 @GELU
@@ -135,7 +158,7 @@ def test_open_clip_loads_an_export(checkpoint, tmp_path, capsys, name, activatio
     path, ours = checkpoint(name, activation)
     out = tmp_path / "new" / f"plain{suffix}"
     run("--checkpoint", path, "--out", out)
-    printed = capsys.readouterr().out
+    text = capsys.readouterr().out
     config = open_clip_config(OURS[name], "gelu")
     (tmp_path / f"exported-{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / f"exported-{name}.json")
@@ -143,33 +166,93 @@ def test_open_clip_loads_an_export(checkpoint, tmp_path, capsys, name, activatio
         f"exported-{name}", pretrained=str(out), force_quick_gelu=activation == "quickgelu"
     ).eval()
     assert max(largest_difference(ours, theirs, OURS[name]["image_size"])) <= TOLERANCE
-    assert f"{out}: the CLIP of {path}, activation {activation}" in printed
-    assert ("force_quick_gelu=True" in printed) == (activation == "quickgelu")
+    assert f"{out}: the CLIP of {path}, activation {activation}" in text
+    assert ("force_quick_gelu=True" in text) == (activation == "quickgelu")
     assert [file.name for file in out.parent.iterdir()] == [out.name]
 
 
 @NAMES
-def test_openais_loader_takes_an_export_and_rounds_it(checkpoint, tmp_path, capsys, name):
+@DEPRECATED
+def test_openais_loader_takes_an_archive_and_rounds_it(checkpoint, tmp_path, capsys, name):
     path, ours = checkpoint(name)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.copy_(parameter.half())
     content = torch.load(path, weights_only=True)
     torch.save({**content, "weights": ours.state_dict()}, path)
-    run("--checkpoint", path, "--out", tmp_path / "plain.pt")
-    assert "OpenAI's package, which rounds to half precision" in capsys.readouterr().out
-    theirs = load_openai_model(str(tmp_path / "plain.pt"), precision="fp32", device="cpu")
-    assert max(largest_difference(ours, theirs, OURS[name]["image_size"])) <= TOLERANCE
+    out = tmp_path / "new" / "plain.pt"
+    run("--checkpoint", path, "--out", out, "--naming", "openai")
+    lines = printed(capsys)
+    assert [file.name for file in out.parent.iterdir()] == [out.name]
+    assert f"clip.load('{out}')  # OpenAI's package, which rounds to half precision" in lines
+    size = OURS[name]["image_size"]
+    assert max(largest_difference(ours, openais_load(out), size)) <= TOLERANCE
+    [call] = [line for line in lines if line.startswith("open_clip.load_openai_model(")]
+    theirs = eval(call).float()
+    assert max(largest_difference(ours, theirs, size)) <= TOLERANCE
 
 
-def test_openais_loader_is_not_named_where_it_would_build_another_network(
-    checkpoint, tmp_path, capsys, monkeypatch
+@NAMES
+@pytest.mark.filterwarnings("error")
+def test_an_archive_loads_here_and_tells_the_activation(checkpoint, tmp_path, capsys, name):
+    path, ours = checkpoint(name)
+    run("--checkpoint", path, "--out", tmp_path / "plain.pt", "--naming", "openai")
+    network, _ = eval(printed(capsys)[0])
+    assert network.definition == {"name": name, **OURS[name], "activation": "quickgelu"}
+    assert network.path == tmp_path / "plain.pt"
+    state = ours.state_dict()
+    assert all(torch.equal(t, state[key]) for key, t in network.state_dict().items())
+
+
+@DEPRECATED
+def test_an_archive_has_the_layers_of_a_clip_alone_adapters_merged(checkpoint, tmp_path):
+    path, ours = checkpoint("vit", lora=True)
+    run("--checkpoint", path, "--out", tmp_path / "plain.pt", "--naming", "openai")
+    found = torch.jit.load(tmp_path / "plain.pt").state_dict()
+    assert found.keys() == CLIP(OURS["vit"]).state_dict().keys()
+    assert all(torch.equal(tensor, ours.state_dict()[key]) for key, tensor in found.items())
+
+
+@pytest.mark.parametrize(
+    ("definition", "activation"), [({**VIT, "text": TEXT}, "gelu"), (VIT, "quickgelu")]
+)
+def test_what_openais_loader_would_build_wrong_is_refused(
+    checkpoint, tmp_path, monkeypatch, definition, activation
 ):
-    monkeypatch.setitem(OURS, "vit", VIT)  # heads of 16 channels
-    for activation in ("gelu", "quickgelu"):
-        path, _ = checkpoint("vit", activation)
-        run("--checkpoint", path, "--out", tmp_path / "plain.pt")
-        assert "OpenAI" not in capsys.readouterr().out
+    monkeypatch.setitem(OURS, "vit", definition)  # VIT has heads of 16 channels
+    path, _ = checkpoint("vit", activation)
+    with pytest.raises(ValueError, match="vit: OpenAI's package has quickgelu and heads of 64.*"):
+        run("--checkpoint", path, "--out", tmp_path / "plain.pt", "--naming", "openai")
+    assert not (tmp_path / "plain.pt").exists()
+
+
+def test_definitions_of_open_clips_names_have_its_sizes():
+    assert set(export.OPEN_CLIP) <= set(model.definition_names())
+    for name in export.OPEN_CLIP:
+        theirs, ours = open_clip.get_model_config(name), model.read_definition(name)
+        expected = open_clip_config(ours, "gelu")
+        for tower in ("vision_cfg", "text_cfg"):
+            expected[tower] = {"head_width": 64, "patch_size": None, **expected[tower]}
+            found = {"head_width": 64, "patch_size": None, **theirs[tower]}
+            assert found == expected[tower]
+        assert theirs["embed_dim"] == ours["embed_dim"]
+
+
+@pytest.mark.parametrize("naming", export.NAMINGS)
+@pytest.mark.parametrize("known", [False, True])
+def test_what_is_printed_is_python(checkpoint, tmp_path, capsys, monkeypatch, naming, known):
+    if known:
+        monkeypatch.setattr(export, "OPEN_CLIP", ("vit",))
+    path, _ = checkpoint("vit")
+    out = tmp_path / "it's" / "plain.pt"
+    run("--checkpoint", path, "--out", out, "--naming", naming)
+    lines = printed(capsys)
+    for line in lines:
+        for node in ast.walk(ast.parse(line)):
+            if isinstance(node, ast.Constant) and "plain" in str(node.value):
+                assert node.value == str(out)
+    assert eval(lines[0])[0].definition["name"] == "vit"
+    assert any(line.startswith("#") for line in lines) == (naming == "open_clip" and not known)
 
 
 @GELU
@@ -193,8 +276,7 @@ def test_transformers_loads_an_export(checkpoint, tmp_path, capsys, activation):
 def test_an_export_loads_here_with_the_printed_call(checkpoint, tmp_path, capsys, name):
     path, ours = checkpoint(name, "gelu")
     run("--checkpoint", path, "--out", tmp_path / "plain.pt")
-    call = re.search(r"clip\.load\(.+\)(?=  # this)", capsys.readouterr().out)[0]
-    network, _ = eval(call)
+    network, _ = eval(printed(capsys)[0])
     state = ours.state_dict()
     assert network.state_dict().keys() == CLIP(OURS[name]).state_dict().keys()
     assert all(torch.equal(t, state[key]) for key, t in network.state_dict().items())
@@ -214,7 +296,7 @@ def test_adapters_are_merged(checkpoint, tmp_path):
 def test_what_clip_load_takes_is_exported_too(checkpoint, tmp_path, capsys):
     path, ours = checkpoint()
     torch.save(open_clip_state(ours), tmp_path / "foreign.pt")
-    with pytest.raises(ValueError, match="--activation quickgelu|gelu"):
+    with pytest.raises(ValueError, match=r"--activation quickgelu\|gelu"):
         run("--checkpoint", tmp_path / "foreign.pt", "--out", tmp_path / "plain.pt")
     arguments = ("--checkpoint", tmp_path / "foreign.pt", "--out", tmp_path / "plain.pt")
     run(*arguments, "--activation", "quickgelu")
@@ -253,21 +335,96 @@ def test_a_folder_that_exists_is_not_replaced(checkpoint, tmp_path):
         run("--checkpoint", path, "--out", tmp_path, "--naming", "huggingface")
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+def idle(monkeypatch):
+    """No checkpoint is read."""
+    monkeypatch.setattr(clip, "_plain", None)
+
+
+@pytest.mark.parametrize("naming", ["open_clip", "openai"])
+def test_a_folder_is_refused_as_a_file_before_any_work(tmp_path, monkeypatch, idle, naming):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "", tmp_path):
+        with pytest.raises(ValueError, match=r"a folder; name a file with --out, as .*clip\.pt"):
+            run("--checkpoint", "best_model.pth", "--out", out, "--naming", naming)
+
+
+@pytest.mark.parametrize("naming", export.NAMINGS)
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, idle, naming):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "sub" / "plain.pt"
+    with pytest.raises(ValueError, match=r"plain\.pt: its folder cannot be made .*--out"):
+        run("--checkpoint", "best_model.pth", "--out", out, "--naming", naming)
+
+
+def test_openais_package_is_given_no_safetensors(tmp_path, idle):
+    out = tmp_path / "plain.safetensors"
+    with pytest.raises(ValueError, match="OpenAI's package reads no .safetensors"):
+        run("--checkpoint", "best_model.pth", "--out", out, "--naming", "openai")
+
+
+def test_the_checkpoint_is_not_written_over(checkpoint, tmp_path, monkeypatch):
+    path, _ = checkpoint()
+    before = path.read_bytes()
+    (tmp_path / "link.pth").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    for out in (path, path.name, "link.pth"):
+        with pytest.raises(ValueError, match="--checkpoint reads this; name another place"):
+            run("--checkpoint", path, "--out", out)
+    assert path.read_bytes() == before and (tmp_path / "link.pth").is_symlink()
+
+
+def test_the_weights_of_a_folder_are_not_written_over(checkpoint, tmp_path):
+    path, folder = checkpoint()[0], tmp_path / "folder"
+    run("--checkpoint", path, "--out", folder, "--naming", "huggingface")
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="--checkpoint reads this; name another place"):
+        run("--checkpoint", folder, "--out", folder / "model.safetensors")
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+OUTS = pytest.mark.parametrize(
     ("out", "naming"),
-    [("plain.pt", "openai"), ("plain.safetensors", "openai"), ("folder", "huggingface")],
+    [
+        ("plain.pt", "open_clip"),
+        ("plain.safetensors", "open_clip"),
+        ("plain.pt", "openai"),
+        ("folder", "huggingface"),
+    ],
 )
+
+
+@OUTS
 def test_nothing_is_left_where_writing_fails(checkpoint, tmp_path, monkeypatch, out, naming):
     path, _ = checkpoint()
     folder = tmp_path / "new"
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def fail(number, reason):
+        def replace(*_):
+            raise OSError(number, reason)
 
-    monkeypatch.setattr(clip.os, "replace", full)
-    with pytest.raises(OSError, match=f"{out}: not written .*No space.*disk full"):
-        run("--checkpoint", path, "--out", folder / out, "--naming", naming)
-    assert not list(folder.iterdir())
+        monkeypatch.setattr(export.os, "replace", replace)
+        with pytest.raises(OSError, match=f"{out}: not written .*{reason}") as error:
+            run("--checkpoint", path, "--out", folder / out, "--naming", naming)
+        assert not list(folder.iterdir())
+        return str(error.value)
+
+    assert "the disk is full" in fail(28, "No space left on device")
+    assert "disk" not in fail(13, "Permission denied")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device")
+@OUTS
+def test_a_full_disk_is_told_while_writing(checkpoint, tmp_path, monkeypatch, out, naming):
+    def save_file(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    path, _ = checkpoint()
+    monkeypatch.setattr(export, "open", lambda *_: open("/dev/full", "wb"), raising=False)
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    with pytest.raises(OSError, match=f"{out}: not written .*the disk is full"):
+        run("--checkpoint", path, "--out", tmp_path / "new" / out, "--naming", naming)
+    assert not list((tmp_path / "new").iterdir())
 
 
 @pytest.mark.parametrize("arguments", [[], ["export"], ["import"], ["export", "--no-such-option"]])

@@ -3,17 +3,19 @@
 import json
 import math
 import re
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 from torch_geometric.nn import GCNConv as SparseGCNConv
 
 import clip
 import model
-from model import GCNConv, load_checkpoint, save_checkpoint
+from model import GCNConv, is_checkpoint, load_checkpoint, save_checkpoint
 from towers import CLIP
 from V_Graph import MAX_OBJECTS, arrays_from_boxes, read_labels
 
@@ -450,6 +452,32 @@ def _refused(path, reason=""):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_is_told_whatever_its_format(tiny_model, tiny_definition, tmp_path, zipped):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options())
+    content = torch.load(path, weights_only=True)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert zipfile.is_zipfile(path) == zipped
+    assert is_checkpoint(path) and is_checkpoint(str(path))
+    assert load_checkpoint(path)[1]["labels"] == LABELS.lines
+
+
+def test_what_is_no_checkpoint_is_told_and_refused(tiny_definition, tmp_path, plain_clip):
+    state = CLIP(tiny_definition).state_dict()
+    fields = dict.fromkeys(model.FIELDS, {})
+    torch.save(state, tmp_path / "clip.pt")
+    torch.save({"state_dict": {**state, model.PUBLISHED: 3}}, tmp_path / "number.pt")
+    torch.save({"inside": fields, model.PUBLISHED + ".more": {}}, tmp_path / "inside.pt")
+    torch.save({**fields, "weights": tmp_path.exists}, tmp_path / "code.pt")
+    save_file(state, tmp_path / "clip.safetensors")
+    (tmp_path / "text.pt").write_text(" ".join(model.FIELDS))
+    names = ("clip.pt", "number.pt", "inside.pt", "code.pt", "clip.safetensors", "text.pt")
+    for path in (*(tmp_path / name for name in names), plain_clip, tmp_path, tmp_path / "none"):
+        assert not is_checkpoint(path)
+        _refused(path)
+
+
 def test_a_missing_checkpoint_is_named(tmp_path):
     _refused(tmp_path / "missing.pt")
     _refused(tmp_path)
@@ -496,7 +524,7 @@ def test_a_checkpoint_cut_short_is_refused_with_its_path(tiny_model, tiny_defini
 def test_code_in_a_checkpoint_is_refused_with_its_path(tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"weights": {}, "definition": {}, "labels": [], "options": tmp_path.exists}, path)
-    _refused(path, r": .*more than tensors and numbers \(UnpicklingError\)$")
+    _refused(path, r": .*(would run code|more than tensors and numbers \(UnpicklingError\)$)")
 
 
 def test_weights_that_do_not_fit_their_definition_are_refused_with_the_path(

@@ -1,17 +1,20 @@
 """Where a CLIP comes from: the hub (an imitation on loopback), files, folders, configurations."""
 
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 import time
 import zipfile
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 
-from conftest import save_archive
+from conftest import ROOT, save_archive
 from pretrained import find_hub, read_source
 from test_towers import VIT
 from test_weights import answer, serving
@@ -55,31 +58,23 @@ class Hub:
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """huggingface_hub's cache, an empty folder."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-@pytest.fixture
-def reach(cache, monkeypatch):
-    """Let huggingface_hub ask another URL, and again without waiting: reach(url)."""
+def reach(tmp_path, monkeypatch):
+    """Find a spec on a server, without waiting before it is asked again: reach(spec, url)."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-
-    def reach(url):
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-    return reach
+    return lambda spec, url: find_hub(spec, url, tmp_path / "hub")
 
 
 def found(reach, hub, spec):
     """What the file that a spec leads to holds, and the names of those beside it."""
     with serving(hub) as (url, _):
-        reach(url)
-        path = find_hub(spec)
+        path = reach(spec, url)
     return path.read_text(), {file.name for file in path.parent.iterdir()}
+
+
+def nobody():
+    """The URL of a server that answers no more."""
+    with serving(answer) as (url, _):
+        return url
 
 
 # ------------------------------------------------------------------ the hub
@@ -117,37 +112,90 @@ def test_a_repository_without_weights_is_an_error(reach):
         found(reach, Hub("README.md"), "hf-hub:owner/name")
 
 
-def test_configurations_of_the_same_folder_come_along(reach):
-    hub = Hub("a/model.safetensors", "a/config.json", "a/open_clip_config.json", "a/other.txt")
-    _, beside = found(reach, hub, "hf-hub:owner/name:a/model.safetensors")
-    assert beside == {"model.safetensors", "config.json", "open_clip_config.json"}
-    _, beside = found(reach, Hub("b/clip.pt", "config.json"), "hf-hub:owner/name:b/clip.pt")
-    assert beside == {"clip.pt"}
+CONFIGS = ("config.json", "open_clip_config.json")
 
 
-def test_a_cached_file_needs_no_network(reach):
-    spec = "hf-hub:owner/name:clip.pt"
-    first, _ = found(reach, Hub("clip.pt", "config.json"), spec)
+@pytest.mark.parametrize(
+    ("file", "config"),
+    [
+        ("model.safetensors", "config.json"),
+        ("pytorch_model.bin", "config.json"),
+        ("open_clip_model.safetensors", "open_clip_config.json"),
+        ("open_clip_pytorch_model.bin", "open_clip_config.json"),
+    ],
+)
+def test_the_configuration_of_the_files_library_comes_along(reach, file, config):
+    files = [f"a/{name}" for name in (file, *CONFIGS, "other.txt")]
+    _, beside = found(reach, Hub(*files), f"hf-hub:owner/name:a/{file}")
+    assert beside == {file, config}
+
+
+def test_a_file_of_another_name_comes_without_configurations(reach):
+    hub = Hub("a/clip.pt", *(f"a/{name}" for name in CONFIGS), *CONFIGS)
+    assert found(reach, hub, "hf-hub:owner/name:a/clip.pt")[1] == {"clip.pt"}
+
+
+def test_a_repository_need_not_have_a_configuration(reach):
+    hub = Hub("a/model.safetensors", "config.json")
+    assert found(reach, hub, "hf-hub:owner/name:a/model.safetensors")[1] == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("files", [("model.safetensors", "config.json"), ("model.safetensors",)])
+def test_a_cached_file_needs_no_network(reach, files, capsys):
+    spec = "hf-hub:owner/name:model.safetensors"
+    first, beside = found(reach, Hub(*files), spec)
     with serving(answer) as (url, asked):
-        reach(url)
-        path = find_hub(spec)
+        path = reach(spec, url)
     assert not asked
-    assert path.read_text() == first and path.with_name("config.json").is_file()
+    assert path.read_text() == first and beside == set(files)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_configuration_that_cannot_be_asked_for_is_reported(reach, tmp_path, capsys):
+    with serving(Hub("model.safetensors", "config.json")) as (url, _):
+        hf_hub_download("owner/name", "model.safetensors", cache_dir=tmp_path / "hub", endpoint=url)
+    path = reach("hf-hub:owner/name:model.safetensors", nobody())
+    assert path.read_text() == "main model.safetensors"
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("hf-hub:owner/name: config.json beside it could not be asked for (")
+
+
+def test_new_weights_do_not_come_without_their_configuration(reach):
+    hub = Hub("model.safetensors", "config.json")
+
+    def respond(handler):
+        if handler.path.endswith("config.json"):
+            answer(handler, b"", 503)
+        else:
+            hub(handler)
+
+    spec = "hf-hub:owner/name:model.safetensors"
+    with pytest.raises(ValueError, match=f"{spec}: not on the hub, or no network"):
+        found(reach, respond, spec)
 
 
 @pytest.mark.parametrize("spec", ["hf-hub:owner/name", "hf-hub:owner/name:clip.pt"])
-def test_without_network_the_error_names_the_spec_and_what_to_do(reach, cache, spec):
-    with serving(answer) as (url, _):
-        reach(url)
+def test_without_network_the_error_names_the_spec_and_what_to_do(reach, spec):
     with pytest.raises(ValueError, match=f"{spec}: .*no network.*download the file"):
+        reach(spec, nobody())
+
+
+def test_offline_mode_is_an_error_too(tmp_path):
+    code = """
+from pretrained import find_hub
+for spec in ("hf-hub:owner/name", "hf-hub:owner/name:clip.pt"):
+    try:
         find_hub(spec)
-
-
-@pytest.mark.parametrize("spec", ["hf-hub:owner/name", "hf-hub:owner/name:clip.pt"])
-def test_offline_mode_is_an_error_too(reach, monkeypatch, spec):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=f"{spec}: .*no network"):
-        found(reach, Hub("clip.pt"), spec)
+    except ValueError as error:
+        print(error)
+"""
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=offline, capture_output=True, text=True
+    )
+    lines = process.stdout.splitlines()
+    for spec, line in zip(("hf-hub:owner/name", "hf-hub:owner/name:clip.pt"), lines, strict=True):
+        assert re.match(f"{spec}: .*no network", line)
 
 
 @pytest.mark.parametrize("spec", ["hf-hub:owner/nobody", "hf-hub:owner/name:nothing.pt"])
@@ -215,7 +263,10 @@ def test_an_archive_tells_the_activation_by_its_code(tmp_path):
     assert read_source(tmp_path / "archive.pt").activation == "gelu"
 
 
-@pytest.mark.parametrize("content", [{"weights": {}, "epoch": 3}, torch.zeros(3), [1, 2]], ids=type)
+CONTENT = [{"weights": {}, "epoch": 3}, torch.zeros(3), [1, 2], {3: torch.zeros(1)}]
+
+
+@pytest.mark.parametrize("content", CONTENT, ids=str)
 def test_what_is_no_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt: expected a state dict"):
@@ -225,6 +276,14 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content):
 def test_names_of_no_clip_are_listed(tmp_path):
     torch.save({"backbone.conv1.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt: no CLIP.*backbone\.conv1\.weight"):
+        read_source(tmp_path / "other.pt")
+
+
+def test_a_file_whose_tensors_do_not_go_together_is_named(tmp_path):
+    state, _ = marked()
+    state["text_model.encoder.layers.0.self_attn.k_proj.bias"] = torch.tensor(1.0)
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: .*resblocks\.0\.attn\.k_proj\.bias"):
         read_source(tmp_path / "other.pt")
 
 
@@ -265,7 +324,10 @@ def test_a_missing_file_is_named_with_what_may_stand_there(tmp_path):
 # ------------------------------------------------------------------ configurations
 
 
-def stated(tmp_path, change=None, name="config.json"):
+FILES = {"config.json": "pytorch_model.bin", "open_clip_config.json": "open_clip_pytorch_model.bin"}
+
+
+def stated(tmp_path, change=None, name="config.json", file=None):
     """The Source of a file whose configuration beside it has been changed."""
     if name == "config.json":
         state, config = marked()
@@ -275,10 +337,19 @@ def stated(tmp_path, change=None, name="config.json"):
         state, config = CLIP(VIT).state_dict(), {"model_cfg": config}
         del config["model_cfg"]["vision_cfg"]["heads"]
     if change:
-        change(config)
-    torch.save(state, tmp_path / "weights.pt")
+        config = change(config) or config
+    path = tmp_path / (file or FILES[name])
+    torch.save(state, path)
     (tmp_path / name).write_text(json.dumps(config))
-    return read_source(tmp_path / "weights.pt")
+    return read_source(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("file", ["clip.pt", "best_model.pth", "model.bin", "other"])
+def test_a_configuration_beside_a_file_of_another_name_is_not_believed(tmp_path, name, file):
+    other = FILES["open_clip_config.json" if name == "config.json" else "config.json"]
+    source = stated(tmp_path, name=name, file=other if file == "other" else file)
+    assert (source.activation, source.stated, source.config) == (None, {}, None)
 
 
 @pytest.mark.parametrize("name", ["config.json", "open_clip_config.json"])
@@ -336,10 +407,51 @@ def test_open_clips_other_networks_are_refused(tmp_path, tower, field, value):
         stated(tmp_path, change, "open_clip_config.json")
 
 
-@pytest.mark.parametrize("name", ["config.json", "open_clip_config.json"])
-def test_a_broken_configuration_is_named(tmp_path, name):
-    for change in (lambda config: config.clear(), lambda config: config.update(text_config=3)):
-        if name == "open_clip_config.json":
-            change = dict.clear
-        with pytest.raises(ValueError, match=name):
-            stated(tmp_path, change, name)
+def without(*path):
+    """A change that takes a field out of a configuration."""
+
+    def change(config):
+        for name in path[:-1]:
+            config = config[name]
+        del config[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "field"),
+    [
+        ("config.json", without("vision_config"), "vision_config is missing"),
+        ("config.json", without("text_config"), "text_config is missing"),
+        ("config.json", lambda c: c.update(text_config=3), "text_config is no object"),
+        ("config.json", lambda c: c.update(text_config_dict=[1]), "text_config_dict is no object"),
+        ("config.json", lambda c: [c], "vision_config is missing"),
+        ("config.json", lambda c: c["text_config"].update(hidden_act=[]), "hidden_act"),
+        ("open_clip_config.json", without("model_cfg"), "model_cfg is missing"),
+        ("open_clip_config.json", without("model_cfg", "embed_dim"), "embed_dim is missing"),
+        ("open_clip_config.json", without("model_cfg", "vision_cfg"), "vision_cfg is missing"),
+        ("open_clip_config.json", without("model_cfg", "text_cfg"), "text_cfg is missing"),
+        (
+            "open_clip_config.json",
+            lambda c: c["model_cfg"]["vision_cfg"].update(head_width=0),
+            "vision_cfg: head_width 0",
+        ),
+        (
+            "open_clip_config.json",
+            lambda c: c["model_cfg"]["vision_cfg"].update(width="wide"),
+            "vision_cfg: width wide",
+        ),
+    ],
+)
+def test_a_field_that_a_configuration_lacks_is_named_with_the_file(tmp_path, name, change, field):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / name))}: .*{field}"):
+        stated(tmp_path, change, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}"], ids=str)
+def test_a_broken_configuration_is_named(tmp_path, name, content):
+    stated(tmp_path, name=name)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+        read_source(tmp_path / FILES[name])

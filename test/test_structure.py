@@ -23,7 +23,7 @@ from towers import CLIP
 LEVELS = (  # a script imports only from levels above its own in this list
     ("V_Graph", "simple_tokenizer", "loss", "towers", "images", "augment", "shapes")
     + ("intervals", "ranks", "annotations", "weights", "lora"),
-    ("model", "scenes", "report", "pretrained"),
+    ("model", "scenes", "report", "pretrained", "export"),
     ("clip", "resume"),
     ("cache", "learner"),
     ("dataloader",),

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import re
 import threading
+import warnings
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import open_clip
@@ -13,8 +15,16 @@ import torch
 import weights
 from model import definition_names, definition_of, read_definition
 from test_towers import RESNET, VIT, randomise, shapes
-from towers import CLIP
-from weights import find_openai, from_hugging_face, from_open_clip, sizes_of, to_hugging_face
+from towers import CLIP, sizes_of
+from weights import (
+    activation_of_script,
+    find_openai,
+    from_hugging_face,
+    from_open_clip,
+    script,
+    state_dict_in,
+    to_hugging_face,
+)
 
 CONTENT = bytes(range(256)) * 2000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -256,8 +266,7 @@ def test_sizes_are_those_of_each_definition():
             list(expected),
             *map(list, (expected["vision"], expected["text"])),
         ]
-        if name not in ("small", "small-words"):
-            assert definition_of(state)["vision"] == definition["vision"]
+        assert definition_of(state)["vision"] == definition["vision"]
 
 
 def test_sizes_name_every_parameter_that_is_missing():
@@ -281,6 +290,92 @@ def test_sizes_refuse_positions_that_are_no_square(definition, name):
         sizes_of(state)
 
 
+@pytest.mark.parametrize("definition", [VIT, RESNET], ids=["vit", "resnet"])
+def test_sizes_name_a_parameter_of_another_number_of_dimensions(definition):
+    state, resnet = CLIP(definition).state_dict(), definition is RESNET
+    first = "visual.layer1.0.conv1.weight" if resnet else "visual.conv1.weight"
+    positions = f"visual.{'attnpool.' if resnet else ''}positional_embedding"
+    others = ("positional_embedding", "token_embedding.weight", "text_projection")
+    for name in (first, positions, *others):
+        for shape in ((), (3,)):
+            with pytest.raises(ValueError, match=f"{name} has the shape .*dimensions"):
+                sizes_of({**state, name: torch.zeros(shape)})
+
+
+def test_sizes_refuse_no_positions_at_all():
+    state = {**CLIP(VIT).state_dict(), "visual.positional_embedding": torch.zeros(0, 128)}
+    with pytest.raises(ValueError, match="visual.positional_embedding: 0 positions"):
+        sizes_of(state)
+
+
+# ------------------------------------------------------------------ state dicts and archives
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
+@pytest.mark.parametrize("under", [False, True])
+def test_a_state_dict_is_found_bare_or_under_its_name_and_without_prefixes(prefix, under):
+    content = {f"{prefix}a": torch.ones(1), f"{prefix}b.module.c": torch.zeros(1)}
+    found = state_dict_in({"epoch": 3, "state_dict": content} if under else content)
+    assert found == {"a": torch.ones(1), "b.module.c": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, 3, [1], torch.zeros(1), {3: torch.zeros(1)}, {"a": 3}, {"a": {}}, {"state_dict": 3}],
+    ids=str,
+)
+def test_what_is_no_state_dict_is_told(content):
+    assert state_dict_in(content) is None
+
+
+class Quick(torch.nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Sigmoid(torch.nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(11.702 * x)
+
+
+GELU, TANH = torch.nn.GELU(), torch.nn.GELU(approximate="tanh")
+
+
+@pytest.mark.parametrize(
+    ("layers", "activation"),
+    [
+        ([Quick()], "quickgelu"),
+        ([GELU], "gelu"),
+        ([TANH], None),
+        ([GELU, TANH], None),
+        ([GELU, Quick()], None),
+        ([TANH, Quick()], None),
+        ([Sigmoid()], None),
+        ([torch.nn.ReLU()], None),
+    ],
+)
+@pytest.mark.parametrize("way", ["trace", "script", "half"])
+def test_an_archive_tells_only_an_activation_that_is_in_its_code(tmp_path, layers, activation, way):
+    network, path = torch.nn.Sequential(*layers), tmp_path / "archive.pt"
+    example = torch.ones(2).half() if way == "half" else torch.ones(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript
+        scripted = (
+            torch.jit.script(network) if way == "script" else torch.jit.trace(network, example)
+        )
+        torch.jit.save(scripted, path)
+    assert activation_of_script(*script(path)) == activation
+
+
+def test_only_archives_have_code(tmp_path):
+    torch.save({"code": torch.zeros(1)}, tmp_path / "code.pt")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        other.writestr("a.txt", "code")
+    (tmp_path / "text.pt").write_text("code")
+    for name in ("code.pt", "other.zip", "text.pt", "missing.pt", "."):
+        assert script(tmp_path / name) is None
+
+
 # ------------------------------------------------------------------ names
 
 
@@ -290,6 +385,15 @@ def test_hugging_faces_names_go_back_and_forth_without_loss():
     found = from_hugging_face(theirs)
     assert found.keys() == state.keys() and not set(theirs) & set(state) - {"logit_scale"}
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_keys_that_do_not_go_with_their_queries_are_named(shape):
+    state, _ = to_hugging_face(CLIP(VIT).state_dict(), {"name": "vit", **VIT})
+    name = "text_model.encoder.layers.0.self_attn.k_proj.bias"
+    assert name in state
+    with pytest.raises(ValueError, match=r"transformer\.resblocks\.0\.attn\.k_proj\.bias"):
+        from_hugging_face({**state, name: torch.zeros(shape)})
 
 
 def test_hugging_face_has_no_resnet():
