@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 import clip
@@ -66,9 +67,10 @@ def add_encoder_options(parser):
 def load_model(name_or_path, device, activation=None):
     """(model, checkpoint) of a file of ours, of the published FG-CROSS, or of any CLIP.
 
-    activation: for what `clip.load` cannot tell it of. The checkpoint dict of a file that is not
-    ours has no data set; its other options are the defaults, for a CLIP without graph. Raises
-    ValueError where there is no such file, or it is none of these.
+    activation: of a CLIP whose weights do not tell it. The checkpoint dict of a file that is not
+    ours has no data set; its other options are the defaults, for a CLIP without graph, and its path
+    is that of the file with the weights. Raises ValueError where there is no such file, or it is
+    none of these.
     """
     options = default_options(add_model_options, add_data_options)
     options |= {"graph": "none", "seed": 0, "dataset": None}
@@ -90,7 +92,9 @@ def load_model(name_or_path, device, activation=None):
     labels = read_labels(LABELS).lines
     model = build(plain.definition, labels, options)
     model.load_state_dict(plain.state_dict())
+    options["activation"] = plain.definition["activation"]
     checkpoint = {"definition": plain.definition, "labels": labels, "options": options}
+    checkpoint["path"] = plain.path
     return model.to(device).eval(), checkpoint
 
 
@@ -136,7 +140,7 @@ def encode_images(model, images, device, batch_size=64, workers=0):
     model.eval()
     parts, keys = [], ("nodes", "adjacency", "mask")
     batches = images.batches(batch_size, workers, pin_memory=torch.device(device).type == "cuda")
-    with full_precision():
+    with full_precision(), parametrize.cached():
         for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             if images.features is None:
@@ -158,10 +162,11 @@ def encode_texts(model, texts, device, batch_size=256):
     model.eval()
     tokens = clip.tokenize(texts, context_length=len(model.positional_embedding))
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
-    parts = [
-        F.normalize(model.encode_text(trim(part).to(device)), dim=-1).cpu()
-        for part in distinct.split(batch_size)
-    ]
+    with parametrize.cached():
+        parts = [
+            F.normalize(model.encode_text(trim(part).to(device)), dim=-1).cpu()
+            for part in distinct.split(batch_size)
+        ]
     return torch.cat(parts)[inverse]
 
 

@@ -58,8 +58,10 @@ class ImageSet(Dataset):
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
         self.missing = sum(file is None for file in detections)
-        objects = [0 if published else len(slots) for slots, _ in self.boxes]
-        self.dropped = sum(max(0, count - max_objects) for count in objects)
+        if published:
+            self.dropped = sum(int((slots >= len(vocabulary) - 1).sum()) for slots, _ in self.boxes)
+        else:
+            self.dropped = sum(max(0, len(slots) - max_objects) for slots, _ in self.boxes)
 
     def __len__(self):
         return len(self.paths)
@@ -100,9 +102,10 @@ class ImageSet(Dataset):
 
     def counts(self):
         """What is missing or left out, in words."""
+        kind = "of other labels" if self.published else f"beyond {self.max_objects}"
         return (
             f"{self.missing} of {len(self)} images without a detection file, "
-            f"{self.dropped} objects beyond {self.max_objects} dropped"
+            f"{self.dropped} objects {kind} dropped"
         )
 
 

@@ -194,7 +194,8 @@ def _shared_images(decoded, data, split, saved):
     """The split's ImageSet; one that an earlier checkpoint had too is not decoded again."""
     settings, n_px = data.options, saved["definition"]["image_size"]
     exchanged = settings["seed"] if settings["graph_control"] == "exchanged" else None
-    how = settings["max_objects"], settings["graph_control"], exchanged
+    published = settings["graph"] == "published"
+    how = settings["max_objects"], settings["graph_control"], exchanged, published
     key = str((data.files(split), n_px, saved["labels"], how))
     place = data.name, split, data.annotations.origin
     if place not in decoded:
@@ -208,15 +209,16 @@ def _shared_images(decoded, data, split, saved):
 
 def _content(job, saved, options, given, found):
     """A result as it is written to --json."""
-    path, records = Path(job.checkpoint), job.data.records(options.split)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    path, records = Path(saved.get("path", job.checkpoint)), job.data.records(options.split)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     table = per_image(found, [record.name for record in records], KS)
     return {
         "dataset": job.data.name,
         "split": options.split,
         "origin": job.data.annotations.origin,
         "checkpoint": job.checkpoint,
-        "checkpoint_sha256": digest,  # none for a CLIP's name
+        "checkpoint_sha256": digest,  # of the file, for a CLIP's name or folder too
+        "definition": saved["definition"],
         "epoch": saved.get("epoch"),
         "caption_equivalence": options.caption_equivalence,
         "data_options": {name: job.data.options[name] for name in given},

@@ -58,7 +58,8 @@ def start_model(options, labels):
         if options["train"] != "all":
             print(f"--train {options['train']} without --clip: the frozen towers stay random")
         definition = read_definition(options["model"] or "small")
-        if options["image_size"]:
+        if options["image_size"] is not None:
+            clip.check_image_size(definition, options["image_size"])
             definition = {**definition, "image_size": options["image_size"]}
         model = build(definition, labels, options)
     else:

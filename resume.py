@@ -130,7 +130,7 @@ def read_state(path):
 
 
 def restore(learner, state):
-    """Put optimizer, schedule, scaler, generators and threads back as they were saved.
+    """Put optimizer, schedule, scaler and generators back as they were saved.
 
     On another device the run goes on too, and a line says that it is no longer bit-exact.
     """
@@ -142,7 +142,11 @@ def restore(learner, state):
     set_random_states(state["random"], device)
     if device.type != state["device"]:
         print(f"resumed on {device.type}, begun on {state['device']}: no longer bit-exact")
-    elif device.type == "cpu":
+
+
+def use_threads(state, device):
+    """Compute with as many threads as before, on which a CPU's last bits depend."""
+    if device.type == state["device"] == "cpu":
         torch.set_num_threads(state["threads"])
 
 

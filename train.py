@@ -46,6 +46,7 @@ from retrieval_data import add_data_options, add_training_data_options, augmenta
 from training_data import read_data, with_features
 from V_Graph import LABELS, PUBLISHED_LABELS, Vocabulary, read_labels
 
+LORA = (8, 16, 0.0)
 LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "dev_images": 0, "save_every": 0, "workers": 0}
 
 
@@ -63,10 +64,10 @@ def make_parser():
     add_activation_option(parser)
     option("--image-size", type=int, help="pixels a side, if not the definition's or the weights'")
     option("--train", choices=TRAINED, default="all", help="towers to train; new layers always do")
-    option("--lora", type=float, nargs=3, default=(8, 16, 0.0), help="of --train lora; --lr 2e-4",
-           metavar=("RANK", "ALPHA", "DROPOUT"))
+    option("--lora", type=float, nargs=3, default=LORA, metavar=("RANK", "ALPHA", "DROPOUT"),
+           help="adapters of --train lora")
     option("--epochs", type=int, default=20, help="more help while validation still improves")
-    option("--lr", type=float, default=1e-5, help="of pretrained layers; lower if mR falls at once")
+    option("--lr", type=float, help="of pretrained layers; default 1e-5, of --train lora 2e-4")
     option("--lr-new", type=float, default=2e-3, help="of new layers: all of them without --clip")
     option("--weight-decay", type=float, default=0.1, help="of matrices, not of biases and norms")
     option("--precision", choices=PRECISIONS, help="default fp32, on CUDA half")
@@ -99,12 +100,28 @@ def parse(arguments=None):
             raise ValueError(
                 f"--{name.replace('_', '-')} {options[name]}: expected {least} or more"
             )
+    require_sense(options, parser.parse_args([]))
+    options["augment"] = augmentations(options)
+    options["lr"] = options["lr"] or (2e-4 if options["train"] == "lora" else 1e-5)
+    return options, None
+
+
+def require_sense(options, defaults):
+    """Raise ValueError for options that contradict each other, or that would do nothing."""
     if options["clip"] and options["model"]:
         raise ValueError("--clip brings its own sizes: leave --model out")
+    if options["activation"] and not options["clip"]:
+        raise ValueError("--activation is for --clip; from scratch, write it into the definition")
     if options["train"] == "graph" and options["graph"] == "none":
         raise ValueError("--train graph with --graph none leaves nothing to train")
-    options["augment"] = augmentations(options)
-    return options, None
+    if options["train"] != "lora" and tuple(options["lora"]) != LORA:
+        raise ValueError("--lora is for --train lora")
+    if options["lora"][0] % 1:
+        raise ValueError(f"--lora: the rank is {options['lora'][0]}, expected a whole number")
+    for name in ("fusion", "labels", "max_objects") if options["graph"] == "published" else ():
+        if options[name] != getattr(defaults, name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"--graph published is as it was published: leave {option} out")
 
 
 def start(options, checkpoint):
@@ -202,6 +219,8 @@ def main(arguments=None):
     keep_freed_memory()
     torch.manual_seed(options["seed"])
     device = pick_device(options["device"])
+    if checkpoint:
+        resume.use_threads(checkpoint["state"], device)
     options["precision"] = pick_precision(options["precision"], device)
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,11 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import NamedTuple
 
+import ftfy
 import PIL
 import torchvision
 from safetensors import SafetensorError
@@ -24,6 +26,8 @@ from clip_gcn_image_feature_integration import encode_images, encode_texts
 from dataloader import TrainingSet, require_readable
 from ranks import KS
 from retrieval_data import joint_image_set, read_data_sets, without_test
+
+FEATURES = 1  # raise it whenever towers or tokenizer give other features than before
 
 
 class TrainingData(NamedTuple):
@@ -74,20 +78,27 @@ def with_features(data, model, definition, device, options):
 
     Image features are CLIP's, not normalised; text features have unit length.
     """
+    if options["augment"]:
+        raise ValueError(
+            f"--resume: this --train graph run was begun with --augment "
+            f"{' '.join(options['augment'])}, which an earlier version allowed; start it anew"
+        )
     folder = Path(options["cache_dir"] or default_cache_dir())
     visual, text = tower_keys(model, definition)
     size = options["batch_size"], options["workers"]
 
     def add_features(images):
-        versions = [PREPROCESSING, PIL.__version__, torchvision.__version__]
+        versions = [FEATURES, PREPROCESSING, PIL.__version__, torchvision.__version__]
         key = _key(visual, versions, images.n_px, images.hashes)
         images.features = cached(
             folder / f"{len(images)}-image-features-{key}.safetensors",
             lambda: encode_images(model, images, device, *size)["clip"],
         )
+        images.pixels = None  # not needed any more
 
     def text_features(captions):
-        path = folder / f"{len(captions)}-text-features-{_key(text, captions)}.safetensors"
+        key = _key(text, [FEATURES, ftfy.__version__], captions)
+        path = folder / f"{len(captions)}-text-features-{key}.safetensors"
         return cached(path, lambda: encode_texts(model, captions, device))
 
     for images in (data.train_set.image_set, *data.val_sets):
@@ -127,7 +138,7 @@ def cached(path, compute):
         except (SafetensorError, OSError, KeyError) as error:
             print(f"{path}: not readable ({error}); it is rebuilt")
     features = compute().contiguous()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"features": features}, temporary)

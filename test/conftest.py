@@ -22,6 +22,9 @@ DEFINITION = {
     "text": {"context_length": 77},
 }  # as far as data go
 SIZES = ((64, 64), (96, 64), (64, 96))  # width, height: 96 or 128 pixels without rounding
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = "*"  # tests ask servers on loopback only
+os.environ.pop("HF_HUB_OFFLINE", None)  # before huggingface_hub, which reads it once, is imported
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -194,7 +197,8 @@ def run(mini, tmp_path, tiny_definition, monkeypatch):
         monkeypatch.setattr(learner, "read_definition", lambda name: definition)
         fixed = ["--dataset", "mini", "--data-root", str(mini), "--out", str(tmp_path / out)]
         device = [] if "--device" in arguments else ["--device", "cpu"]
-        small = ["--augment", *device, "--batch-size", "8", "--epochs", "1"]
+        cache = ["--cache-dir", str(tmp_path / "cache")]  # not the user's
+        small = ["--augment", *device, *cache, "--batch-size", "8", "--epochs", "1"]
         train.main([*fixed, *small, *arguments])
         return tmp_path / out
 

@@ -509,11 +509,23 @@ def test_a_name_without_weights_and_a_foreign_file_are_errors(tmp_path, monkeypa
         load_model(str(tmp_path / "foreign.pt"), "cpu")
 
 
-def test_a_clip_by_its_name_has_no_digest(plain_clip, mini, tmp_path, monkeypatch):
+def test_a_clip_by_its_name_has_the_digest_of_its_file(plain_clip, mini, tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "MODELS", tmp_path)
+    digest = hashlib.sha256(plain_clip.read_bytes()).hexdigest()
     plain_clip.rename(tmp_path / "ViT-B-32.pt")
     [found] = run("ViT-B/32", "--dataset", "mini", "--data-root", mini)
-    assert (found["checkpoint"], found["checkpoint_sha256"]) == ("ViT-B/32", None)
+    assert (found["checkpoint"], found["checkpoint_sha256"]) == ("ViT-B/32", digest)
+
+
+def test_a_result_tells_the_activation_of_a_plain_clip(plain_clip, mini, tmp_path):
+    torch.save(clip.load(plain_clip)[0].state_dict(), tmp_path / "silent.pt")
+    found = {}
+    for activation in ("gelu", "quickgelu"):
+        how = ["--activation", activation, "--dataset", "mini", "--data-root", mini]
+        [found[activation]] = run(tmp_path / "silent.pt", *how)
+        assert found[activation]["definition"]["activation"] == activation
+        assert found[activation]["training_options"]["activation"] == activation
+    assert found["gelu"]["mR"] != found["quickgelu"]["mR"]
 
 
 def test_a_model_of_scenes_on_other_images_is_warned_of(save_tiny, mini, monkeypatch, capsys):

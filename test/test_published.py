@@ -15,7 +15,7 @@ from conftest import ROOT
 from dataloader import ImageSet
 from model import load_checkpoint
 from retrieval_data import RetrievalData, sources
-from V_Graph import PUBLISHED_LABELS, Vocabulary, build_matrices, published_arrays
+from V_Graph import PUBLISHED_LABELS, Vocabulary, build_matrices, load_detections, published_arrays
 
 PUBLISHED = ROOT / "test" / "fixtures" / "published"
 OUTPUTS = np.load(PUBLISHED / "outputs.npz")
@@ -87,6 +87,21 @@ def test_a_published_checkpoint_loads_strictly(checkpoint):
         "activation": "quickgelu",
     }
     assert saved["labels"] == ["plane", "car", "building"] and not network.training
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("under", [False, True])
+def test_a_published_checkpoint_loads_in_every_form(checkpoint, tmp_path, zipped, prefix, under):
+    theirs = torch.load(checkpoint, weights_only=True)
+    state = {f"{prefix}{name}": tensor for name, tensor in theirs.items()}
+    content = {"epoch": 3, "state_dict": state} if under else state
+    path = tmp_path / "best_model.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert model.is_checkpoint(path)
+    network, saved = load_checkpoint(path)
+    assert saved["weights"].keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_published_checkpoint_with_a_name_more_or_less_is_refused(checkpoint, tmp_path):
@@ -167,7 +182,8 @@ def test_matrices_of_an_image_set_are_those_of_its_files(tmp_path):
         np.testing.assert_allclose(item["adjacency"], OUTPUTS["adjacency"][i], rtol=1e-6)
         np.testing.assert_allclose(item["nodes"], OUTPUTS["degree"][i], rtol=1e-6)
         assert item["mask"].all() and len(item["mask"]) == 20
-    assert images.dropped == 0
+    labels = [d["label"] for file in files for d in load_detections(file)]
+    assert images.dropped == sum(label not in PUBLISHED_LABELS for label in labels) > 0
 
 
 def test_hand_computed_matrices_of_arrays():
@@ -233,6 +249,20 @@ def test_evaluation_scores_the_published_sum(readable, mini):
     texts = integration.encode_texts(network, captions, "cpu")
     owners = [i for i, record in enumerate(data.records("test")) for _ in record.captions]
     assert found["mR"] == evaluate.retrieval_metrics(expected, texts, owners)["mR"]
+
+
+@pytest.mark.filterwarnings("ignore:unknown label")
+def test_models_of_other_graphs_do_not_share_images(readable, mini, run, tmp_path, capsys):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(PUBLISHED_LABELS), encoding="utf-8")
+    ours = run("--labels", str(labels), "--image-size", "64") / "best_model.pth"
+    data = ["--dataset", "mini", "--data-root", str(mini), "--device", "cpu"]
+    alone = [evaluate.main(["--checkpoint", str(path), *data])[0] for path in (ours, readable)]
+    both = evaluate.main(["--checkpoint", str(ours), str(readable), *data])
+    back = evaluate.main(["--checkpoint", str(readable), str(ours), *data])[::-1]
+    for found in (both, back):
+        assert [result["mR"] for result in found] == [result["mR"] for result in alone]
+    assert "objects of other labels dropped" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:unknown label")

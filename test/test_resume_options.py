@@ -291,7 +291,9 @@ def test_generators_scaler_and_threads_are_as_they_were(tiny_model, tmp_path, de
 
     first, learner = draws(), make_learner(tiny_model().to(device), options, 9)
     torch.set_num_threads(threads + 1)
-    resume.restore(learner, resume.read_state(tmp_path / "last.pth")["state"])
+    state = resume.read_state(tmp_path / "last.pth")["state"]
+    resume.restore(learner, state)
     assert draws() == first and learner.scaler.get_scale() == 32.0
+    resume.use_threads(state, device)
     assert torch.get_num_threads() == threads + (device.type == "cuda")
     torch.set_num_threads(threads)

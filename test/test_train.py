@@ -385,8 +385,19 @@ def test_wrong_options_are_errors_that_name_them(run, tmp_path, monkeypatch):
         run("--labels", str(tmp_path / "nowhere.txt"))
     with pytest.raises(ValueError, match="--clip.*--model"):
         run("--clip", "some.pt", "--model", "small")
-    with pytest.raises(ValueError, match="--train graph with --graph none"):
-        run("--train", "graph", "--graph", "none")
+    for given, said in (
+        ("--train graph --graph none", "--train graph with --graph none"),
+        ("--activation gelu", "--activation is for --clip"),
+        ("--lora 4 8 0", "--lora is for --train lora"),
+        ("--train lora --lora 2.5 8 0", "--lora: the rank is 2.5"),
+        ("--train lora --lora 0 8 0", "rank 0"),
+        ("--graph published --fusion gate", "--graph published .*leave --fusion out"),
+        ("--graph published --max-objects 9", "leave --max-objects out"),
+        ("--image-size 24", "--image-size 24: expected a multiple of 16"),
+        ("--image-size 0", "--image-size 0: expected"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(*given.split())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda"):
         run("--device", "cuda")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -17,6 +18,7 @@ from conftest import RESNET, changed, is_new, log_of, weights_of
 from lora import is_adapted
 from model import load_checkpoint
 from towers import CLIP
+from train import parse
 from training_data import cached, tower_keys
 from V_Graph import read_labels
 
@@ -44,9 +46,9 @@ def data(mini, tiny_model, tiny_definition, cache):
 
 
 def test_features_are_those_of_the_towers(data):
-    with_features, network = training_data.with_features(*data), data[1]
-    images = with_features.train_set.image_set
+    images = data[0].train_set.image_set
     pixels = clip.normalize(torch.stack([images.pixels[i] for i in range(24)]))
+    with_features, network = training_data.with_features(*data), data[1]
     captions = with_features.train_set.captions
     with torch.no_grad():
         expected = network.encode_image(pixels)
@@ -151,10 +153,22 @@ def test_augmented_images_have_no_features(run, cache):
         run("--train", "graph", "--augment", "flip", *cache)
 
 
+def test_a_run_that_an_earlier_version_began_on_augmented_images_is_refused(data):
+    data[-1]["augment"] = ["crop"]
+    with pytest.raises(ValueError, match="--resume: .* --augment crop.*start it anew"):
+        training_data.with_features(*data)
+
+
 # ------------------------------------------------------------------ adapters
 
 ACTIVATION = "--activation", "quickgelu"
 LORA = "--train", "lora", "--lora", "2", "4", "0.1", "--lr", "0.01"
+
+
+def test_adapters_have_a_rate_of_their_own():
+    rates = {train: parse(["--train", train])[0]["lr"] for train in ("all", "lora")}
+    assert rates == {"all": 1e-5, "lora": 2e-4}
+    assert parse(["--train", "lora", "--lr", "1e-3"])[0]["lr"] == 1e-3
 
 
 @pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
@@ -198,7 +212,9 @@ def test_a_checkpoint_with_adapters_loads_as_a_plain_model(run, pretrained, tiny
 
 
 @pytest.mark.parametrize("given", [LORA, ("--train", "graph")], ids=str)
-def test_a_stopped_run_goes_on_exactly(run, cache, tmp_path, monkeypatch, given):
+def test_a_stopped_run_goes_on_exactly_with_the_threads_it_had(
+    run, cache, tmp_path, monkeypatch, given
+):
     arguments = *given, *cache, "--epochs", "3", "--graph", "object"
     straight = torch.load(run(*arguments, out="straight") / "last.pth", weights_only=True)
     validate = train.validate
@@ -210,7 +226,11 @@ def test_a_stopped_run_goes_on_exactly(run, cache, tmp_path, monkeypatch, given)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train, "validate", stop)
         run(*arguments, out="stopped")
+    shutil.rmtree(cache[1], ignore_errors=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads % 2 + 1)
     train.main(["--resume", "--out", str(tmp_path / "stopped")])
+    assert torch.get_num_threads() == threads
     found = torch.load(tmp_path / "stopped" / "last.pth", weights_only=True)
     assert found["epoch"] == straight["epoch"] == 3
     assert not changed(straight["weights"], found["weights"])
