@@ -107,11 +107,21 @@ def test_another_data_set_called_scenes_is_an_error_and_stays_as_it_is(five):
     assert tree() == before
 
 
-def test_scenes_are_not_augmented_by_default():
-    assert augmentations({"augment": None, "dataset": ["scenes"]}) == []
-    assert augmentations({"augment": None, "dataset": ["ucm", "scenes"]}) == []
-    assert augmentations({"augment": None, "dataset": ["ucm"]}) == list(AUGMENTATIONS)
-    assert augmentations({"augment": ["flip"], "dataset": ["scenes"]}) == ["flip"]
+@pytest.mark.parametrize(
+    ("train", "dataset", "given", "expected"),
+    [
+        ("all", ["scenes"], None, []),
+        ("all", ["ucm", "scenes"], None, []),
+        ("all", ["ucm"], None, list(AUGMENTATIONS)),
+        ("lora", ["ucm"], None, list(AUGMENTATIONS)),
+        ("all", ["scenes"], ["flip"], ["flip"]),
+        ("graph", ["ucm"], None, []),
+    ],
+)
+def test_scenes_and_images_of_frozen_towers_are_not_augmented_by_default(
+    train, dataset, given, expected
+):
+    assert augmentations({"train": train, "dataset": dataset, "augment": given}) == expected
 
 
 # ------------------------------------------------------------------ one data set
