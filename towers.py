@@ -239,7 +239,7 @@ class CLIP(nn.Module):
 
 
 def sizes_of(weights):
-    """The sizes in a definition (see towers.py), heads aside, of a state dict in OpenAI's naming.
+    """The sizes in a definition, heads aside, of a state dict in OpenAI's naming.
 
     Raises ValueError that names the parameters which are missing or tell no size.
     """
