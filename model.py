@@ -163,15 +163,6 @@ class FGCross(CLIP):
         graph_features = self.encode_graph(nodes, adjacency, mask)
         return image_features, graph_features, self.fuse(image_features, graph_features, mask)
 
-    def encode_branches(self, image, nodes, adjacency, mask):
-        """`branches` of pixels (B, 3, H, W)."""
-        return self.branches(self.encode_image(image), nodes, adjacency, mask)
-
-    def forward(self, image, nodes, adjacency, mask, text):
-        """Unit embeddings of images and of texts, each (B, E)."""
-        image_features = self.encode_branches(image, nodes, adjacency, mask)[2]
-        return image_features, F.normalize(self.encode_text(text), dim=-1)
-
 
 class PublishedFGCross(FGCross):
     """The published FG-CROSS, its graph branch as it was: for comparison with its checkpoints.

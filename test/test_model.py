@@ -74,13 +74,21 @@ def pixels(number, device="cpu", size=32):
 @torch.no_grad()
 def embed(network, image, graph):
     """The images' fused embeddings."""
-    return network.encode_branches(image, *graph)[2]
+    return network.branches(network.encode_image(image), *graph)[2]
+
+
+def pair(network, image, graph, text):
+    """The unit embeddings of images and of texts."""
+    fused = network.branches(network.encode_image(image), *graph)[2]
+    return fused, F.normalize(network.encode_text(text), dim=-1)
 
 
 @torch.no_grad()
 def unit_branches(network, image, graph):
     """CLIP, graph and fused features, each of unit length."""
-    return [F.normalize(part, dim=-1) for part in network.encode_branches(image, *graph)]
+    return [
+        F.normalize(part, dim=-1) for part in network.branches(network.encode_image(image), *graph)
+    ]
 
 
 def largest(a, b):
@@ -242,7 +250,9 @@ def test_the_graph_features_of_an_image_without_objects_are_exactly_zero(
     features = network.encode_graph(*graph)
     norms = features.norm(dim=-1)
     assert norms[WITHOUT] == 0 and (norms > 1e-3).sum() == len(COUNTS) - 1
-    assert torch.equal(network.encode_branches(image, *graph)[1][WITHOUT], features[WITHOUT])
+    assert torch.equal(
+        network.branches(network.encode_image(image), *graph)[1][WITHOUT], features[WITHOUT]
+    )
     # Those of an image with and of one without objects: a norm of zero must not give NaN.
     network.fuse(network.encode_image(image), features, graph[2]).sum().backward()
     for name, parameter in network.named_parameters():
@@ -293,7 +303,7 @@ def test_without_graph_the_model_is_clip(random_model, tiny_definition, device):
     image, text = pixels(5, device), clip.tokenize(["a ship", "two planes"]).to(device)
     with torch.no_grad():
         for graph in (graphs(COUNTS, device), (None, None, None)):
-            image_features, text_features = network(image, *graph, text)
+            image_features, text_features = pair(network, image, graph, text)
             assert torch.equal(image_features, F.normalize(plain.encode_image(image), dim=-1))
             assert torch.equal(text_features, F.normalize(plain.encode_text(text), dim=-1))
 
@@ -320,7 +330,7 @@ def contrastive(image_features, text_features, scale):
 def test_gradients_reach_every_parameter(tiny_model, device, fusion):
     network = tiny_model(fusion=fusion).to(device).train()
     text = clip.tokenize([f"{count} ships" for count in COUNTS]).to(device)
-    features = network(pixels(len(COUNTS), device), *graphs(COUNTS, device), text)
+    features = pair(network, pixels(len(COUNTS), device), graphs(COUNTS, device), text)
     contrastive(*features, network.logit_scale.detach()).backward()
     for name, parameter in network.named_parameters():
         if name == "logit_scale":
@@ -334,7 +344,7 @@ def test_gradients_reach_every_parameter(tiny_model, device, fusion):
 def test_a_batch_without_any_object_leaves_the_graph_branch_alone(tiny_model, fusion):
     network = tiny_model(fusion=fusion).train()
     text = clip.tokenize(["a ship", "two planes"])
-    features = network(pixels(2), *graphs((0, 0)), text)
+    features = pair(network, pixels(2), graphs((0, 0)), text)
     contrastive(*features, network.logit_scale).backward()
     new = network.new_parameters()
     for name, parameter in network.named_parameters():
@@ -352,11 +362,11 @@ def test_a_few_steps_tell_twins_apart_by_their_graphs(tiny_model, device, fusion
     text = clip.tokenize(["two ships", "four cars", "six dams", "eight pools"]).to(device)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(40):
-        loss = contrastive(*network(image, *graph, text), network.logit_scale)
+        loss = contrastive(*pair(network, image, graph, text), network.logit_scale)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    image_features, text_features = network(image, *graph, text)
+    image_features, text_features = pair(network, image, graph, text)
     assert (image_features @ text_features.T).argmax(-1).tolist() == [0, 1, 2, 3]
     assert loss < 0.5 * math.log(4)
 

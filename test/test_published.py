@@ -65,7 +65,9 @@ def graph(adjacency=None, degree=None):
 @torch.no_grad()
 def fused(network, *matrices):
     """What the published encode_image returns: the sum, not normalised."""
-    image_features, graph_features, _ = network.encode_branches(output("image"), *matrices)
+    image_features, graph_features, _ = network.branches(
+        network.encode_image(output("image")), *matrices
+    )
     return network.fuse(image_features, graph_features, None)
 
 
@@ -141,7 +143,8 @@ def test_edges_and_their_weights_count_as_published(network):
 
 def test_logits_are_the_published_ones(network):
     with torch.no_grad():
-        images, texts = network(output("image"), *graph(), output("text"))
+        images = network.branches(network.encode_image(output("image")), *graph())[2]
+        texts = F.normalize(network.encode_text(output("text")), dim=-1)
         met(network.logit_scale.exp() * images @ texts.T, "logits_per_image")
 
 
@@ -162,7 +165,7 @@ def test_batch_mates_change_an_image(network):
     together = fused(network, *graph())
     image, matrices = output("image")[:2], [part[:2] for part in graph()]
     with torch.no_grad():
-        image_features, graph_features, _ = network.encode_branches(image, *matrices)
+        image_features, graph_features, _ = network.branches(network.encode_image(image), *matrices)
         pair = network.fuse(image_features, graph_features, None)
     assert (pair - together[:2]).abs().max() > 100 * TOLERANCE
 
@@ -241,8 +244,8 @@ def test_evaluation_scores_the_published_sum(readable, mini):
     pixels = torch.stack([item["image"] for item in items])
     mask = torch.ones(12, 20, dtype=torch.bool)
     with torch.no_grad():
-        branches = network.encode_branches(
-            integration.clip.normalize(pixels), degree, adjacency, mask
+        branches = network.branches(
+            network.encode_image(integration.clip.normalize(pixels)), degree, adjacency, mask
         )
     expected = F.normalize(0.5 * branches[0] + 0.5 * branches[1], dim=-1)
     captions = [text for record in data.records("test") for text in record.captions]
