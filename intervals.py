@@ -11,7 +11,9 @@ for "image_to_text" and "text_to_image", lists by recall ("R@1", ...): the chanc
 """
 
 import json
+import re
 from itertools import zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -148,9 +150,16 @@ class Comparison(NamedTuple):
 
 
 def method(result, free):
-    """What a result's training was, seed and `free` options aside, as a string to compare."""
+    """What a result's training was, seed and `free` options aside, as a string to compare.
+
+    Runs that each began with weights of their own, in files which differ in the run's seed, as
+    runs/first-0/plain.pt, are alike.
+    """
     options = result["training_options"]
+    seed = options.get("seed")
     options = {name: options[name] for name in options.keys() - {*free, "seed"}}
+    if Path(options.get("clip") or "").suffix:
+        options["clip"] = re.sub(rf"(?<!\d){seed}(?!\d)", "SEED", options["clip"])
     return json.dumps(options, sort_keys=True, default=str)
 
 

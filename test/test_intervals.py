@@ -191,6 +191,32 @@ def test_a_file_of_different_methods_is_refused():
     assert compare([result_0, other], [result(0)], free={"out"})[0].runs == (2, 1)
 
 
+def started(*starts):
+    results = [result(seed) for seed in range(len(starts))]
+    for own, start in zip(results, starts, strict=True):
+        own["training_options"]["clip"] = start
+    return results
+
+
+def test_each_seed_may_begin_with_weights_of_its_own():
+    each = started("runs/first-0/plain.pt", "runs/first-1/plain.pt", "runs/first-2/plain.pt")
+    assert compare(each, started("a.pt", "a.pt", "a.pt"))[0].runs == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        ("first-0/10.pt", "first-1/11.pt"),  # 10 and 11 hold no seed
+        ("first-1/plain.pt", "first-0/plain.pt"),  # another run's seed
+        ("first-0/plain.pt", "second-1/plain.pt"),
+        ("ViT-B/32", "ViT-B/16"),
+    ],
+)
+def test_other_starts_are_other_methods(starts):
+    with pytest.raises(ValueError, match="a file holds runs that differ"):
+        compare(started(*starts), started(*starts))
+
+
 def test_the_order_of_the_images_does_not_matter():
     a, b = table(seed=0), table(seed=1, chance=0.2)
     order = np.random.default_rng(0).permutation(len(b["names"]))
