@@ -152,10 +152,14 @@ class Comparison(NamedTuple):
 def method(result, free):
     """What a result's training was, seed and `free` options aside, as a string to compare.
 
-    Runs that each began with weights of their own, in files which differ in the run's seed, as
-    runs/first-0/plain.pt, are alike.
+    Options that did nothing do not count: an older run has not all of them. Runs that each began
+    with weights of their own, in files which differ in the run's seed, as runs/first-0/plain.pt,
+    are alike.
     """
     options = result["training_options"]
+    options = {name: value for name, value in options.items() if value is not None}
+    if options.get("train") != "lora":
+        options.pop("lora", None)
     seed = options.get("seed")
     options = {name: options[name] for name in options.keys() - {*free, "seed"}}
     if Path(options.get("clip") or "").suffix:

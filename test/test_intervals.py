@@ -203,6 +203,17 @@ def test_each_seed_may_begin_with_weights_of_its_own():
     assert compare(each, started("a.pt", "a.pt", "a.pt"))[0].runs == (3, 3)
 
 
+def test_options_that_did_nothing_do_not_make_another_method():
+    old, new = result(0), result(1)
+    old["training_options"] |= {"train": "all"}
+    new["training_options"] |= {"train": "all", "image_size": None, "lora": [8, 16, 0.0]}
+    assert compare([old, new], [result(0)])[0].runs == (2, 1)
+    for changes in ({"image_size": 128}, {"train": "lora"}):
+        other = {**new, "training_options": {**new["training_options"], **changes}}
+        with pytest.raises(ValueError, match="a file holds runs that differ"):
+            compare([old, other], [result(0)])
+
+
 @pytest.mark.parametrize(
     "starts",
     [
