@@ -11,114 +11,62 @@ Sizes in the shapes below: N objects (padded), F node features, K labels, "other
 """
 
 import argparse
-import json
 import math
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-LABELS = Path(__file__).parent / "det_json" / "labels.txt"
-MAX_OBJECTS = 20  # as published
-GEOMETRY = 7  # columns of node features after the K label columns
-REACH = 0.1  # fraction of the image diagonal over which an edge's weight falls to 1 / e
-SLOTS = 20  # side of the published matrices
-PUBLISHED_LABELS = {"plane": 0, "car": 1, "building": 2}
+from det_formats.det_json import LABELS, load_detections, read_labels
+
+_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
 
 
-# ------------------------------------------------------------------ labels
+def draw_graph(image, graph, scale=None):
+    """Boxes, labels and edges of a `V_Graph.build_graph` over an image; returns a new image.
 
-
-class Vocabulary:
-    """Label names and aliases to slots 0 ... K - 2; anything else shares the last, "other"."""
-
-    def __init__(self, lines):
-        self.lines = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
-        self._slots = {}
-        for slot, line in enumerate(self.lines):
-            for name in line.split(","):
-                if self._slots.setdefault(_fold(name), slot) != slot:
-                    raise ValueError(f"labels: '{name.strip()}' stands in two lines; remove one")
-        self._known = dict(self._slots)
-
-    def __len__(self):
-        return len(self.lines) + 1
-
-    def slot(self, label):
-        """Slot of a label. A label that is in no line is reported once and takes "other"."""
-        if label not in self._known:
-            folded = _fold(label)
-            if folded not in self._slots:
-                warnings.warn(f"unknown label '{label}' takes the slot 'other'", stacklevel=2)
-            self._known[label] = self._slots.get(folded, len(self.lines))
-        return self._known[label]
-
-
-def _fold(name):
-    return "".join(c for c in name.casefold() if c not in " -_\t")
-
-
-def read_labels(path=LABELS):
-    """The vocabulary in a file like `det_json/labels.txt`."""
-    try:
-        return Vocabulary(Path(path).read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not readable as a label file; check --labels ({error})"
-        ) from None
-
-
-# ------------------------------------------------------------------ files
-
-
-def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def _check(entry, fail):
-    """One entry as {"label", "bbox": six floats}; calls fail(field, expected, found)."""
-    if not isinstance(entry, dict):
-        fail("entry", 'an object with "label" and "bbox"', entry)
-    label, box = entry.get("label"), entry.get("bbox")
-    if not isinstance(label, str) or not label.strip():
-        fail("label", "a non-empty string", label)
-    if isinstance(box, list) and len(box) == 5 and "score" in entry:
-        box = [*box, entry["score"]]
-    if not isinstance(box, list) or len(box) != 6:
-        fail("bbox", '[cx, cy, w, h, angle, score], or five numbers and a "score"', box)
-    for name, value in zip(("cx", "cy", "w", "h", "angle", "score"), box, strict=True):
-        if not _number(value):
-            fail(f"bbox {name}", "a number below 1e9 in size", value)
-    if min(box[2:4]) < 1e-6:
-        fail("bbox w, h", "sizes above 0, at least 1e-6 pixels", box[2:4])
-    if not 0 <= box[5] <= 1:
-        fail("score", "a number in [0, 1], the last of bbox", box[5])
-    return {"label": label, "bbox": [float(value) for value in box]}
-
-
-def load_detections(path):
-    """Read and check one detection file.
-
-    Returns a list of {"label": str, "bbox": [cx, cy, w, h, angle, score]}, empty for an image
-    without objects. Raises ValueError that names file, entry, field and what was expected.
+    The picture is enlarged by `scale` (default: to about 768 pixels) so that labels are readable;
+    an edge is the more opaque the higher its weight, and edges below 0.05 are left out.
     """
-    path = Path(path)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from None
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of detections, found {type(entries).__name__}")
-    detections = []
-    for i, entry in enumerate(entries):
+    scale = scale or max(1, round(768 / max(image.size)))
+    canvas = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
+    pen, font = ImageDraw.Draw(canvas, "RGBA"), ImageFont.load_default(13)
+    boxes = [tuple(scale * v for v in node["box"][:4]) for _, node in graph.nodes(data=True)]
+    for i, j, edge in graph.edges(data=True):
+        if edge["weight"] >= 0.05:
+            alpha = int(60 + 195 * edge["weight"])
+            pen.line([boxes[i][:2], boxes[j][:2]], fill=(255, 255, 255, alpha), width=2)
+    labels = sorted({node["label"] for _, node in graph.nodes(data=True)})
+    for (cx, cy, w, h), (i, node) in zip(boxes, graph.nodes(data=True), strict=True):
+        colour = _COLOURS[labels.index(node["label"]) % len(_COLOURS)]
+        cos, sin = math.cos(node["box"][4]), math.sin(node["box"][4])
+        corners = [
+            (cx + sx * w / 2 * cos - sy * h / 2 * sin, cy + sx * w / 2 * sin + sy * h / 2 * cos)
+            for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+        ]
+        pen.polygon(corners, outline=colour, width=2)
+        text = f"{i} {node['label']} {node['score']:.2f}"
+        left, top, right, bottom = pen.textbbox((cx, cy), text, font=font)
+        pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], fill=(0, 0, 0, 150))
+        pen.text((cx, cy), text, fill="white", font=font)
+    return canvas
 
-        def fail(field, expected, found, i=i):
-            raise ValueError(f"{path}: entry {i}: {field}: expected {expected}, found {found!r}")
 
-        detections.append(_check(entry, fail))
-    return detections
+MAX_OBJECTS = 20  # as published
+
+
+GEOMETRY = 7  # columns of node features after the K label columns
+
+
+REACH = 0.1  # fraction of the image diagonal over which an edge's weight falls to 1 / e
+
+
+SLOTS = 20  # side of the published matrices
+
+
+PUBLISHED_LABELS = {"plane": 0, "car": 1, "building": 2}
 
 
 # ------------------------------------------------------------------ graphs
@@ -267,7 +215,7 @@ def _matrices(slots, boxes):
 
 def main(arguments=None):
     # The command alone draws and opens images; the functions above need neither.
-    import images
+    from dataset import images
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("detections", help="a file of det_json/")
@@ -300,7 +248,7 @@ def main(arguments=None):
         print(f"published rule '{rule}': adjacency sum {adjacency.sum():.4f}, {adjacency.shape}")
     if options.draw:
         Path(options.draw).parent.mkdir(parents=True, exist_ok=True)
-        images.draw_graph(image, graph).save(options.draw)
+        draw_graph(image, graph).save(options.draw)
         print(f"drawn to {options.draw}")
 
 

@@ -20,15 +20,18 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-import clip
-import images
-from annotations import read_annotations
+import simple_tokenizer
 from clip_gcn_image_feature_integration import output_path
-from ranks import KS
-from retrieval_data import add_source_options, sources
-from V_Graph import LABELS, MAX_OBJECTS, load_detections, read_labels
+from dataloader import add_source_options, sources
+from dataset import images
+from dataset.annotations import read_annotations
+from det_formats.det_json import LABELS, load_detections, read_labels
+from metrics.ranks import KS
+from V_Graph import MAX_OBJECTS
 
 CONTEXT = 77  # tokens of a text that CLIP sees, start and end included
+
+
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     ("blank_captions", "images_without_captions", "images_with_duplicates")
     + ("captions_of_another_image", "captions_found_in_train", "captions_too_long")
@@ -68,7 +71,7 @@ def found_in(records, train):
 def caption_figures(records, train=None):
     """Counts of a split's captions; train: for an evaluation split the records of "train"."""
     found, rows = owners(records), [len(record.captions) for record in records]
-    tokens = {text: len(clip.tokenizer().encode(text)) + 2 for text in found}
+    tokens = {text: len(simple_tokenizer.tokenizer().encode(text)) + 2 for text in found}
     figures = {
         "images": len(records),
         "captions": sum(rows),

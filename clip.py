@@ -12,23 +12,19 @@ The module shadows the PyPI package of the same name: run from the root of this 
 
 import argparse
 import shlex
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
-from export import NAMINGS, check_out, how_to_load, write
-from model import MODELS, definition_of, is_checkpoint, load_checkpoint
-from pretrained import HUB, check, find_hub, read_source
-from simple_tokenizer import SimpleTokenizer
-from towers import ACTIVATIONS, CLIP
-from weights import OPENAI, find_openai
+from backbones.export import NAMINGS, check_out, how_to_load, write
+from backbones.loading import HUB, OPENAI, check, find_hub, find_openai, read_source
+from backbones.model_config import MODELS, definition_of, resized
+from backbones.preprocess import preprocess
+from backbones.towers import ACTIVATIONS, CLIP
+from model import is_checkpoint, load_checkpoint
+from simple_tokenizer import tokenize
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+__all__ = ["available_models", "export", "load", "preprocess", "tokenize"]
 
 
 def available_models():
@@ -39,64 +35,6 @@ def available_models():
 def is_clip_source(name):
     """Whether `load` knows a name, a string, without a path: OpenAI's or `hf-hub:...`."""
     return str(name) in OPENAI or str(name).startswith(HUB)
-
-
-def _to_rgb(image):
-    return image.convert("RGB")
-
-
-def resize_and_crop(n_px):
-    """Transform of a PIL image: RGB, short side to n_px, bicubic, then the centre square."""
-    resize = transforms.Resize(n_px, interpolation=InterpolationMode.BICUBIC)
-    return transforms.Compose([_to_rgb, resize, transforms.CenterCrop(n_px)])
-
-
-def normalize(images):
-    """uint8 pixels (..., 3, H, W) to CLIP's normalised float32, on the device they are on."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
-
-
-def preprocess(n_px):
-    """CLIP's preprocessing: PIL image to a normalised (3, n_px, n_px) tensor."""
-    return transforms.Compose([resize_and_crop(n_px), transforms.PILToTensor(), normalize])
-
-
-@lru_cache(maxsize=1)
-def tokenizer():
-    """The tokenizer, built at first use: importing this module reads no file."""
-    return SimpleTokenizer()
-
-
-def tokenize(texts, context_length=77, truncate=True):
-    """Token ids of one text or a list of texts.
-
-    Parameters
-    ----------
-    texts : str or list of str
-    context_length : int
-        Columns of the result; CLIP's models use 77.
-    truncate : bool
-        Cut longer texts, keeping the end token; otherwise a longer text raises ValueError.
-
-    Returns
-    -------
-    tensor (B, context_length) of int64, zero after the end token
-    """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    encoder = tokenizer()
-    result = torch.zeros(len(texts), context_length, dtype=torch.long)
-    for i, text in enumerate(texts):
-        ids = [encoder.start, *encoder.encode(text), encoder.end]
-        if len(ids) > context_length:
-            if not truncate:
-                raise ValueError(
-                    f"text {i} has {len(ids)} tokens, context_length is {context_length}; shorten "
-                    f"it or pass truncate=True: '{text[:80]}'"
-                )
-            ids = [*ids[: context_length - 1], encoder.end]
-        result[i, : len(ids)] = torch.tensor(ids)
-    return result
 
 
 # ------------------------------------------------------------------ load
@@ -179,41 +117,6 @@ def _pick_activation(source, wanted):
             "--activation"
         )
     return wanted or source.activation
-
-
-def check_image_size(definition, image_size):
-    """ValueError for a side in pixels that is no multiple of the patch's (ModifiedResNet: 32)."""
-    patch = definition["vision"].get("patch_size", 32)
-    if image_size < patch or image_size % patch:
-        raise ValueError(
-            f"--image-size {image_size}: expected a multiple of {patch}, above 0, for "
-            f"{definition.get('name', 'this model')}"
-        )
-
-
-def resized(weights, definition, image_size):
-    """Weights and definition for images of another size in pixels; the given ones for the same.
-
-    The grid of positional embeddings is interpolated bicubically with antialiasing, as open_clip's
-    `resize_pos_embed` does, the one of a ModifiedResNet's pooling too; a line is printed. Raises
-    ValueError as `check_image_size` does.
-    """
-    if image_size == definition["image_size"]:
-        return weights, definition
-    check_image_size(definition, image_size)
-    patch = definition["vision"].get("patch_size", 32)
-    old, new = definition["image_size"] // patch, image_size // patch
-    name = "visual.positional_embedding"
-    name = name if name in weights else "visual.attnpool.positional_embedding"
-    first, grid = weights[name][:1], weights[name][1:]  # (1, D), (old * old, D)
-    grid = grid.T.unflatten(1, (old, old))[None]  # (1, D, old, old)
-    grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True)
-    positions = torch.cat([first, grid[0].flatten(1).T])  # (1 + new * new, D)
-    print(
-        f"image size {definition['image_size']} -> {image_size}: positional embeddings "
-        f"interpolated from {old} x {old} to {new} x {new}"
-    )
-    return {**weights, name: positions}, {**definition, "image_size": image_size}
 
 
 # ------------------------------------------------------------------ export

@@ -20,25 +20,37 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 import clip
-from dataloader import ImageSet, require_readable, trim
-from images import is_image, match_detections
+import simple_tokenizer
+from backbones import preprocess
+from backbones.towers import ACTIVATIONS
+from dataloader import add_data_options
+from dataset.batches import ImageSet, require_readable, trim
+from dataset.images import is_image, match_detections
+from det_formats.det_json import LABELS, Vocabulary, read_labels
 from model import add_model_options, build, is_checkpoint, load_checkpoint
-from retrieval_data import add_data_options
-from towers import ACTIVATIONS
-from V_Graph import LABELS, Vocabulary, read_labels
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
+
+
 BEST = "models/best_model.pth"
+
+
 CHECKPOINT = "from train.py, the published FG-CROSS, or a CLIP: what clip.load takes"
+
+
 SCENES = (
     "warning: this model was trained on synthetic scenes, whose images look like no others; for "
     "real images train on a data set (train.py --dataset NAME --data-root DIR) or take a CLIP "
     "(--checkpoint ViT-B/32)"
 )
+
+
 BATCHES = (
     "warning: the published graph branch gives all images of a batch one vector: features change "
     "with --batch-size and with the order of the images"
 )
+
+
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
 
 
@@ -48,6 +60,7 @@ def add_device_options(parser, batch_size):
     # fmt: off
     option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any")
     option("--batch-size", type=int, default=batch_size, help="halve on out-of-memory")
+
     # fmt: on
 
 
@@ -144,7 +157,7 @@ def encode_images(model, images, device, batch_size=64, workers=0):
         for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             if images.features is None:
-                image_features = model.encode_image(clip.normalize(batch["image"]))
+                image_features = model.encode_image(preprocess.normalize(batch["image"]))
             else:
                 image_features = batch["image_features"]
             branches = model.branches(image_features, *(batch[key] for key in keys))
@@ -160,7 +173,7 @@ def encode_texts(model, texts, device, batch_size=256):
     Texts with the same tokens are encoded once, so that their features are equal to the bit.
     """
     model.eval()
-    tokens = clip.tokenize(texts, context_length=len(model.positional_embedding))
+    tokens = simple_tokenizer.tokenize(texts, context_length=len(model.positional_embedding))
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     with parametrize.cached():
         parts = [

@@ -1,236 +1,211 @@
-"""Batches: images with their object graphs and, for training, one sentence each.
+"""Data sets as the options name them: captions, splits, image files, detections.
 
-Randomness is keyed by (seed, epoch, image), so neither the number of workers nor the order of
-reading changes what is drawn. Nothing is replaced or skipped silently.
-
-Sizes in the shapes below: B images, N objects (padded), F node features, C captions of an image.
+A data set is a folder: annotations (see annotations.py), image files anywhere below it, found by
+stem, and detections in `det_json/`. Several can be trained on together; then the images that one of
+them tests on are left out of training. All is checked before training starts.
 """
 
-import os
-import signal
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from dataset import images, scenes
+from dataset.annotations import CLEANERS, FORMS, read_annotations, with_validation
+from dataset.augment import AUGMENTATIONS
+from dataset.batches import ImageSet
 
-import clip
-from annotations import normal_form
-from augment import draw_affine, draw_colour, draw_hole, move_boxes
-from cache import read_images
-from V_Graph import arrays_from_boxes, published_arrays
-
-# ------------------------------------------------------------------ images with graphs
+VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
 
 
-class ImageSet(Dataset):
-    """Images with their graphs, decoded once: see cache.py.
+DEV_SEED = 0  # one dev split for all seeds, so that their models were chosen on the same images
 
-    paths: image files; detections: a detection file or None for each. exchange: a seed, to give
-    every image another's graph; edges=False leaves the edges out; published=True gives graphs by
-    `V_Graph.published_arrays`. An item is a dict of image (3, n_px, n_px) uint8, nodes (N, F),
-    adjacency (N, N), mask (N) and index; no randomness. Where `features` (I, E), those of a frozen
-    tower, are set, their row stands as image_features in the image's place.
-    Images that cannot be read are in `problems`: call `require_readable` before using a set.
+
+def add_source_options(parser):
+    """Where data sets lie; returns the function that adds options to their group."""
+    option = parser.add_argument_group("data").add_argument
+    # fmt: off
+    option("--dataset", nargs="+", default=["scenes"],
+           help="scenes, ucm, rsicd, rsitmd or names of your own; several train together")
+    option("--data-root", nargs="+", help="a folder for each; only scenes has one, data/scenes")
+    option("--det-json", nargs="+", help="folders of detections; default <data root>/det_json")
+    option("--annotations", nargs="+", choices=FORMS,
+           help="format of the captions; needed where a folder holds several")
+    # fmt: on
+    return option
+
+
+def add_data_options(parser):
+    """The options of the data; they are saved in checkpoints and hold for evaluation too."""
+    option = add_source_options(parser)
+    # fmt: off
+    option("--clean", choices=CLEANERS, default="none", help="pir: captions as PIR and HarMA")
+    option("--template", help='around every caption: "a satellite photo of {}"')
+    option("--dev-images", type=int, default=0,
+           help="validate on so many images drawn from train, keeping the shipped val unseen")
+    option("--graph-control", choices=("own", "exchanged", "no-edges"), default="own",
+           help="for control experiments: another image's graph, or no edges")
+    option("--cache-gb", type=float, default=4, help="RAM for a split's images, else a file")
+    option("--cache-dir", help="folder of that file; default below your user's cache")
+    option("--workers", type=int, default=0, help="loader processes; raise where a GPU waits")
+
+    # fmt: on
+
+
+def add_training_data_options(parser):
+    """What is done to training data only."""
+    option = parser.add_argument_group("training data").add_argument
+    # fmt: off
+    option("--augment", nargs="*", choices=AUGMENTATIONS,
+           help="default all; scenes none, since sentences say left of")
+    option("--drop-graphs", type=float, default=0.1,
+           help="share of images shown without graph, so that CLIP's branch stands alone")
+    option("--drop-test-captions", action="store_true",
+           help="leave out training captions that are found in a test split")
+
+    # fmt: on
+
+
+def augmentations(options):
+    """What `--augment` means: the given list, else the default for data sets and --train."""
+    whole = options["train"] == "graph"  # whose images are encoded once
+    if whole and options["augment"]:
+        raise ValueError("--train graph takes images as they are: leave --augment out")
+    if options["augment"] is not None:
+        return options["augment"]
+    return [] if whole or "scenes" in options["dataset"] else list(AUGMENTATIONS)
+
+
+# ------------------------------------------------------------------ which data sets
+
+
+class Source(NamedTuple):
+    """A data set's name and places."""
+
+    name: str
+    root: Path
+    det_json: str | None
+    form: str
+
+
+def sources(options):
+    """The data sets that the options (a dict) name; ValueError where the lists do not fit."""
+    names = options["dataset"]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--dataset {' '.join(names)}: a name is there twice")
+    columns = []
+    for name in ("data_root", "det_json", "annotations"):
+        given = options[name] or [None] * len(names)
+        if len(given) != len(names):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: {len(given)} given for --dataset {' '.join(names)}")
+        columns.append(given)
+    found = []
+    for name, root, det_json, form in zip(names, *columns, strict=True):
+        root = root or ("data/scenes" if name == "scenes" else None)
+        if root is None:
+            raise ValueError(f"--dataset {name} needs --data-root, the folder it lies in")
+        found.append(Source(name, Path(root), det_json, form or "auto"))
+    return found
+
+
+def read_data_sets(options):
+    """A RetrievalData for each data set that the options name, reported."""
+    data_sets = [RetrievalData(options, source) for source in sources(options)]
+    for data in data_sets:
+        data.report()
+    return data_sets
+
+
+class RetrievalData:
+    """A data set: splits of records, image files, detections.
+
+    Construction reads annotations and file names; `image_set(split)` decodes.
     """
 
-    def __init__(
-        self,
+    def __init__(self, options, source):
+        self.options, self.name, self.root = options, source.name, source.root
+        if self.name == "scenes":
+            scenes.generate(self.root)
+        if not self.root.is_dir():
+            raise ValueError(f"{self.root}: no such folder; check --data-root")
+        det_json = Path(source.det_json or self.root / "det_json")
+        if source.det_json and not det_json.is_dir():
+            raise ValueError(f"{det_json}: no such folder; check --det-json")
+        dev_images = options["dev_images"]
+        self.annotations, self.drawn_split = with_validation(
+            read_annotations(self.root, source.form, options["clean"], options["template"]),
+            VAL_FRACTION,
+            DEV_SEED if dev_images else options["seed"],
+            dev_images,
+        )
+        self.validation = "dev" if dev_images else "val"
+        held_out = ("test", "val") if dev_images else ("test",)
+        self.held_out = [split for split in held_out if self.has(split)]
+        self.index = images.index_images(self.root)
+        every = [path for paths in self.index.values() for path in paths]
+        self.detections = images.match_detections(every, det_json) if det_json.is_dir() else {}
+
+    def has(self, split):
+        """Whether there is such a split."""
+        return bool(self.annotations.splits.get(split))
+
+    def records(self, split):
+        """The split's records; ValueError that names the splits there are."""
+        if not self.has(split):
+            known = ", ".join(name for name, records in self.annotations.splits.items() if records)
+            few = "; --dev-images is not below the number of training images"
+            few = few if split == "dev" and self.options["dev_images"] else ""
+            raise ValueError(f"{self.root}: no split '{split}'; there are {known}{few}")
+        return self.annotations.splits[split]
+
+    def files(self, split):
+        """(image files, their detection files or None, problems) in the order of the records."""
+        paths, detections, problems = [], [], []
+        for record in self.records(split):
+            try:
+                path = images.find_image(record.name, self.index, self.root)
+            except ValueError as error:
+                problems.append(str(error))
+            else:
+                paths.append(self.root / path)
+                detections.append(self.detections.get(path))
+        return paths, detections, problems
+
+    def image_set(self, split, n_px, vocabulary):
+        """The split's ImageSet, in the order of its records; says what is missing."""
+        return joint_image_set([self], split, n_px, vocabulary)
+
+    def report(self):
+        """Print the origin and sizes of the splits, and what was blank."""
+        notes = self.annotations
+        sizes = ", ".join(f"{split} {len(records)}" for split, records in notes.splits.items())
+        print(f"{self.name}: {notes.origin}; images: {sizes}")
+        for places, what in (
+            (notes.blank, "blank captions dropped"),
+            (notes.empty, "images left out for want of captions"),
+        ):
+            if places:
+                more = ", ..." if len(places) > 10 else ""
+                print(f"{self.name}: {len(places)} {what}: {', '.join(places[:10])}{more}")
+
+
+def joint_image_set(data_sets, split, n_px, vocabulary):
+    """One ImageSet of a split of all data sets, one after another; says what is missing."""
+    options, parts = data_sets[0].options, [data.files(split) for data in data_sets]
+    paths, detections, problems = (sum(column, []) for column in zip(*parts, strict=True))
+    result = ImageSet(
         paths,
         detections,
         n_px,
         vocabulary,
-        max_objects,
-        cache_gb=4,
-        cache_dir=None,
-        exchange=None,
-        edges=True,
-        published=False,
-    ):
-        self.paths, self.n_px, self.vocabulary = [Path(p) for p in paths], n_px, vocabulary
-        self.max_objects, self.edges, self.published = max_objects, edges, published
-        self.features = None
-        decoded = read_images(self.paths, detections, n_px, vocabulary, cache_gb, cache_dir)
-        self.pixels, self.sizes, self.boxes = decoded.pixels, decoded.sizes, decoded.boxes
-        self.hashes, self.problems = decoded.hashes, decoded.problems
-        self.source = np.arange(len(paths))  # whose graph an image gets
-        if exchange is not None:  # a cycle through all images, so that none keeps its own
-            order = np.random.default_rng(exchange).permutation(len(paths))
-            self.source[order] = np.roll(order, 1)
-        self.missing = sum(file is None for file in detections)
-        if published:
-            self.dropped = sum(int((slots >= len(vocabulary) - 1).sum()) for slots, _ in self.boxes)
-        else:
-            self.dropped = sum(max(0, len(slots) - max_objects) for slots, _ in self.boxes)
-
-    def __len__(self):
-        return len(self.paths)
-
-    def item(self, i, affine=None, graph=True):
-        """Item i, its detections moved by `affine` (2, 3), or without its graph."""
-        source = self.source[i]
-        size, (slots, boxes) = self.sizes[source], self.boxes[source]
-        if not graph:
-            slots, boxes = slots[:0], boxes[:0]
-        if affine is not None:
-            slots, boxes, size = move_boxes(slots, boxes, size, affine)
-        if self.published:
-            arrays = published_arrays(slots, boxes)
-        else:
-            arrays = arrays_from_boxes(slots, boxes, size, self.max_objects, len(self.vocabulary))
-        has = {"image": self.pixels} if self.features is None else {"image_features": self.features}
-        return {
-            **{name: values[i] for name, values in has.items()},
-            "nodes": torch.from_numpy(arrays.nodes),
-            "adjacency": torch.from_numpy(arrays.adjacency if self.edges else 0 * arrays.adjacency),
-            "mask": torch.from_numpy(arrays.mask),
-            "index": i,
-        }
-
-    def __getitem__(self, i):
-        return self.item(i)
-
-    def batches(self, batch_size, workers=0, pin_memory=False):
-        """The images in order, in batches of stacked items."""
-        return Loader(
-            self,
-            batch_size,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_leave_group,
-        )
-
-    def counts(self):
-        """What is missing or left out, in words."""
-        kind = "of other labels" if self.published else f"beyond {self.max_objects}"
-        return (
-            f"{self.missing} of {len(self)} images without a detection file, "
-            f"{self.dropped} objects {kind} dropped"
-        )
-
-
-_STOPS = (signal.SIGINT, signal.SIGTERM)
-_CAN_BLOCK = hasattr(signal, "pthread_sigmask")  # not on Windows
-
-
-class Loader(DataLoader):
-    """A DataLoader whose processes leave Ctrl-C and `timeout` to the script, which may save first.
-
-    Signals to the whole process group would end a loader process, and with it the script.
-    """
-
-    def __iter__(self):
-        if not _CAN_BLOCK:
-            return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until `_leave_group`
-        try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_group(_):
-    """Begin a loader process: forget signals to the group so far, and leave it."""
-    for number in _STOPS:
-        signal.signal(number, signal.SIG_IGN)
-    if _CAN_BLOCK:
-        os.setpgid(0, 0)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by it the script ends its loaders
-
-
-def require_readable(*image_sets):
-    """Raise one ValueError for all missing and unreadable images, with the first ten."""
-    problems = [problem for image_set in image_sets for problem in image_set.problems]
-    if problems:
-        first = "\n  ".join(problems[:10])
-        raise ValueError(f"{len(problems)} images are missing or unreadable:\n  {first}")
-
-
-# ------------------------------------------------------------------ training
-
-
-class TrainingSet(Dataset):
-    """An ImageSet with one caption per image and epoch, drawn by (seed, epoch, image).
-
-    records: one for each image; an image whose record has no captions is left out. Items are asked
-    for by (epoch, i); they add the caption's tokens and ids and, as far as there is augmentation,
-    affine (2, 3), colour (2, 3) and hole (2). With `text_features` (captions, E), those of a frozen
-    tower, set, they add the caption's row.
-    """
-
-    def __init__(self, image_set, records, definition, augment, drop_graphs, seed):
-        self.image_set, self.augment, self.seed = image_set, augment, seed
-        self.n_px, self.drop_graphs = definition["image_size"], drop_graphs
-        self.captions = [caption for record in records for caption in record.captions]
-        self.text_features = None
-        self.first = np.cumsum([0] + [len(record.captions) for record in records])
-        self.used = np.flatnonzero(np.diff(self.first))
-        length = definition["text"]["context_length"]
-        self.tokens = clip.tokenize(self.captions, length)  # (captions, length)
-        forms = {}
-        ids = [forms.setdefault(normal_form(caption), len(forms)) for caption in self.captions]
-        self.text_ids = torch.tensor(ids)
-
-    def __len__(self):
-        return len(self.used)
-
-    def __getitem__(self, key):
-        epoch, i = key
-        rng = np.random.default_rng((self.seed, epoch, i))
-        own = range(self.first[i], self.first[i + 1])
-        caption = own[int(rng.integers(len(own)))]
-        graph = rng.random() >= self.drop_graphs
-        moves = set(self.augment) & {"crop", "flip", "turn"}
-        affine = draw_affine(rng, self.augment) if moves else None
-        item = self.image_set.item(i, affine, graph)
-        if affine is not None:
-            item["affine"] = torch.from_numpy(affine).float()
-        if "colour" in self.augment:
-            item["colour"] = torch.from_numpy(draw_colour(rng)).float()
-        if "erase" in self.augment:
-            item["hole"] = torch.from_numpy(draw_hole(rng)).float()
-        if self.text_features is not None:
-            item["text_features"] = self.text_features[caption]
-        return {
-            **item,
-            "text": self.tokens[caption],
-            "text_id": self.text_ids[caption],
-            "caption_ids": self.text_ids[own.start : own.stop],
-        }
-
-    def batches(self, epoch, batch_size, workers=0, pin_memory=False, start=0):
-        """The epoch's batches from number `start` on, images shuffled by (seed, epoch).
-
-        A last, smaller batch is dropped.
-        """
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.used)
-        sampler = [(epoch, int(i)) for i in order[start * batch_size :]]
-        return Loader(
-            self,
-            batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            collate_fn=collate,
-            drop_last=len(self) >= batch_size,
-            worker_init_fn=_leave_group,
-        )
-
-
-def collate(items):
-    """Stack items; texts are cut after the longest, caption ids padded with -1 to (B, C)."""
-    special = ("index", "text", "caption_ids")
-    stacked = [key for key in items[0] if key not in special]
-    batch = {key: torch.stack([item[key] for item in items]) for key in stacked}
-    batch["index"] = torch.tensor([item["index"] for item in items])
-    batch["text"] = trim(torch.stack([item["text"] for item in items]))
-    batch["caption_ids"] = torch.nn.utils.rnn.pad_sequence(
-        [item["caption_ids"] for item in items], batch_first=True, padding_value=-1
+        options["max_objects"],
+        options["cache_gb"],
+        options["cache_dir"],
+        exchange=options["seed"] if options["graph_control"] == "exchanged" else None,
+        edges=options["graph_control"] != "no-edges",
+        published=options["graph"] == "published",
     )
-    return batch
-
-
-def trim(tokens):
-    """Token ids (B, L) cut after the last end token of the batch: what follows changes nothing."""
-    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+    result.problems = problems + result.problems
+    captions = sum(len(record.captions) for data in data_sets for record in data.records(split))
+    names = " + ".join(data.name for data in data_sets)
+    print(f"{names} {split}: {captions} captions, {result.counts()}")
+    return result

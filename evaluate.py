@@ -27,8 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import report
-from annotations import normal_form
+import metrics.tables as report
 from clip_gcn_image_feature_integration import (
     BEST,
     CHECKPOINT,
@@ -41,12 +40,22 @@ from clip_gcn_image_feature_integration import (
     pick_device,
     warn_of_scenes,
 )
-from dataloader import require_readable
-from intervals import bootstrap, compare
-from ranks import DIRECTIONS, KS, per_image, query_rows, retrieval, top_items, worst_and_best
-from resume import FREE
-from retrieval_data import RetrievalData, add_data_options, sources
-from V_Graph import Vocabulary
+from dataloader import RetrievalData, add_data_options, sources
+from dataset.annotations import normal_form
+from dataset.batches import require_readable
+from det_formats.det_json import Vocabulary
+from metrics import page
+from metrics.intervals import bootstrap, compare
+from metrics.ranks import (
+    DIRECTIONS,
+    KS,
+    per_image,
+    query_rows,
+    retrieval,
+    top_items,
+    worst_and_best,
+)
+from training.resume import FREE
 
 
 def _mean(values):
@@ -239,7 +248,7 @@ def _write_queries(job, options, result, found, rows):
         chosen = worst_and_best(own)
         for query in (query for queries in chosen.values() for query in queries):
             query["items"] = top_items(found, captions, query["direction"], query["query"])
-        report.write_page(options.html, result, chosen, *job.data.files(options.split)[:2])
+        page.write_page(options.html, result, chosen, *job.data.files(options.split)[:2])
 
 
 def parse(arguments=None):

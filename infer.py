@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from annotations import prepared, read_text
 from clip_gcn_image_feature_integration import (
     SAMPLES,
     add_encoder_options,
@@ -29,7 +28,8 @@ from clip_gcn_image_feature_integration import (
     pick_device,
     warn_of_scenes,
 )
-from images import is_image
+from dataset.annotations import prepared, read_text
+from dataset.images import is_image
 
 WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
 

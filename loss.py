@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 EPSILON = 1e-6  # the published hinge subtracts it inside every term
+
+
 MAX_SCALE = 100  # CLIP's bound on the inverse temperature
 
 
@@ -23,6 +25,7 @@ def add_loss_options(parser):
     option("--loss", choices=("infonce", "hinge", "hinge-max"), default="infonce",
            help="hinge: as published; hinge-max: hardest negative only (VSE++'s max violation)")
     option("--margin", type=float, default=0.2, help="of the hinge, in cosine")
+
     # fmt: on
 
 

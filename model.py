@@ -10,7 +10,6 @@ runs over an image's own objects. Sizes in the shapes below: B images, N objects
 features, E the embedding width.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -18,13 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lora import adapt, merge
-from towers import CLIP, sizes_of
-from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS, Vocabulary
-from weights import read_weights, state_dict_in
+from backbones.loading import read_weights, state_dict_in
+from backbones.lora import adapt, merge
+from backbones.model_config import definition_of
+from backbones.towers import CLIP
+from det_formats.det_json import Vocabulary
+from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
 
-MODELS = Path(__file__).parent / "models"
 GRAPHS = ("object", "none", "published")
+
+
 NEW_LAYERS = ("node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate")  # which no CLIP has
 
 
@@ -40,44 +42,6 @@ def add_model_options(parser):
            metavar=("CLIP", "GRAPH"), help="weights of the branches in --fusion sum")
     option("--labels", help="vocabulary of the detections; default det_json/labels.txt")
     option("--max-objects", type=int, default=MAX_OBJECTS, help="raise for crowded images")
-    # fmt: on
-
-
-def definition_names():
-    """Names of the model definitions in `models/`."""
-    return sorted(path.stem for path in MODELS.glob("*.json"))
-
-
-def read_definition(name):
-    """The sizes of a model from `models/<name>.json`; see towers.py for the fields."""
-    if name not in definition_names():
-        raise ValueError(f"model '{name}': not in {MODELS}; there are {definition_names()}")
-    sizes = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
-    return {"name": name, **sizes}
-
-
-def definition_of(weights):
-    """The definition of a CLIP's state dict: sizes from its tensors, heads from `models/`.
-
-    Heads are those of the definitions that agree in all else but image size and activation; it has
-    the name of the one of that image size, if any. Raises ValueError where none agrees, or some
-    that differ in heads.
-    """
-    sizes, fitting = sizes_of(weights), []
-    for known in map(read_definition, definition_names()):
-        heads = {tower: {"heads": known[tower]["heads"]} for tower in ("vision", "text")}
-        found = {**sizes, **{tower: {**sizes[tower], **heads[tower]} for tower in heads}}
-        same = ("embed_dim", "vision", "text")
-        if all(known[key] == found[key] for key in same):
-            fitting.append({"name": known["name"], **found})
-            if known["image_size"] == sizes["image_size"]:
-                fitting.insert(0, fitting.pop())
-    names = [definition["name"] for definition in fitting]
-    if not fitting:
-        raise ValueError(f"the sizes fit none of {', '.join(definition_names())}: {sizes}")
-    if any({**other, "name": names[0]} != fitting[0] for other in fitting):
-        raise ValueError(f"the sizes fit {', '.join(names)} alike; keep one of them in {MODELS}")
-    return fitting[0]
 
 
 class GCNConv(nn.Module):
@@ -196,7 +160,11 @@ class PublishedFGCross(FGCross):
 # ------------------------------------------------------------------ checkpoints
 
 VERSION = 2  # of the options and fields in a checkpoint: raise it when older ones cannot be read
+
+
 FIELDS = {"weights", "definition", "labels", "options"}
+
+
 PUBLISHED = "gcn1.lin.weight"  # in a plain state dict: the published FG-CROSS
 
 

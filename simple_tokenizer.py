@@ -15,8 +15,14 @@ import ftfy
 import regex
 
 FILE = "bpe_simple_vocab_16e6.txt.gz"
+
+
 MERGES = 49152 - 256 - 2  # of the file's lines; 512 characters and two special tokens come beside
+
+
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+
 _WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -96,3 +102,42 @@ class SimpleTokenizer:
             else:
                 ids += self._merge("".join(self.bytes[byte] for byte in word.encode("utf-8")))
         return ids
+
+
+@lru_cache(maxsize=1)
+def tokenizer():
+    """The tokenizer, built at first use: importing this module reads no file."""
+    return SimpleTokenizer()
+
+
+def tokenize(texts, context_length=77, truncate=True):
+    """Token ids of one text or a list of texts.
+
+    Parameters
+    ----------
+    texts : str or list of str
+    context_length : int
+        Columns of the result; CLIP's models use 77.
+    truncate : bool
+        Cut longer texts, keeping the end token; otherwise a longer text raises ValueError.
+
+    Returns
+    -------
+    tensor (B, context_length) of int64, zero after the end token
+    """
+    import torch  # needed here alone: the tokenizer itself does without
+
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    encoder = tokenizer()
+    result = torch.zeros(len(texts), context_length, dtype=torch.long)
+    for i, text in enumerate(texts):
+        ids = [encoder.start, *encoder.encode(text), encoder.end]
+        if len(ids) > context_length:
+            if not truncate:
+                raise ValueError(
+                    f"text {i} has {len(ids)} tokens, context_length is {context_length}; shorten "
+                    f"it or pass truncate=True: '{text[:80]}'"
+                )
+            ids = [*ids[: context_length - 1], encoder.end]
+        result[i, : len(ids)] = torch.tensor(ids)
+    return result

@@ -12,7 +12,6 @@ see evaluate.py. Ctrl-C and SIGTERM save before they stop.
 """
 
 import argparse
-import importlib.util
 import json
 import shlex
 import time
@@ -21,14 +20,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import resume
 from clip_gcn_image_feature_integration import (
     add_activation_option,
     add_device_options,
     pick_device,
 )
+from dataloader import add_data_options, add_training_data_options, augmentations
+from det_formats.det_json import LABELS, Vocabulary, read_labels
 from evaluate import evaluate
-from learner import (
+from loss import add_loss_options
+from model import add_adapters, add_model_options, build, save_checkpoint
+from training import resume
+from training.curves import curves, require_packages
+from training.inputs import read_data, with_features
+from training.step import (
     PRECISIONS,
     TRAINED,
     freeze,
@@ -39,14 +44,11 @@ from learner import (
     start_model,
     train_step,
 )
-from loss import add_loss_options
-from model import add_adapters, add_model_options, build, save_checkpoint
-from report import plot_log
-from retrieval_data import add_data_options, add_training_data_options, augmentations
-from training_data import read_data, with_features
-from V_Graph import LABELS, PUBLISHED_LABELS, Vocabulary, read_labels
+from V_Graph import PUBLISHED_LABELS
 
 LORA = (8, 16, 0.0)
+
+
 LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "dev_images": 0, "save_every": 0, "workers": 0}
 
 
@@ -184,32 +186,6 @@ def log_line(progress, results, score, learner, val_seconds):
         "compute_seconds": progress["compute_seconds"],
         "val_seconds": val_seconds,
     }
-
-
-def require_packages(options):
-    """Raise ValueError, before any work, where an option needs a package that is missing."""
-    for option, package in (("plot", "matplotlib"), ("tensorboard", "tensorboard")):
-        if options[option] and importlib.util.find_spec(package) is None:
-            raise ValueError(f"--{option}: pip install {package}, or leave it out")
-
-
-def curves(options, out, epoch):
-    """A function that draws the log's lines as --tensorboard and --plot say."""
-    writer = None
-    if options["tensorboard"]:
-        from torch.utils.tensorboard import SummaryWriter  # large, and needed here alone
-
-        writer = SummaryWriter(out / "tensorboard", purge_step=epoch)
-
-    def draw(lines):
-        if writer:
-            for name in ("loss", "val_mR", "logit_scale", "data_seconds", "compute_seconds"):
-                writer.add_scalar(name, lines[-1][name], lines[-1]["epoch"])
-            writer.flush()
-        if options["plot"]:
-            plot_log(lines, out / "curve.png")
-
-    return draw
 
 
 def main(arguments=None):

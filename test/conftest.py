@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import model
-import scenes
-from towers import CLIP
-from V_Graph import read_labels
+from backbones import model_config
+from backbones.towers import CLIP
+from dataset import scenes
+from det_formats.det_json import read_labels
 
 ROOT = Path(__file__).parent.parent
 N_PX = 32
@@ -160,7 +161,7 @@ def save_archive(network, n_px, path):
 def plain_clip(tmp_path):
     """Path of an archive of weights whose shapes are those of models/small.json."""
     torch.manual_seed(0)
-    network = CLIP(model.read_definition("small"))
+    network = CLIP(model_config.read_definition("small"))
     save_archive(network, 96, tmp_path / "plain.pt")
     return tmp_path / "plain.pt"
 
@@ -189,8 +190,8 @@ RESNET = {"width": 8, "layers": [1, 1, 1, 1], "heads": 4}
 @pytest.fixture
 def run(mini, tmp_path, tiny_definition, monkeypatch):
     """Trains a tiny model: run("--epochs", "2", vision=...); returns its folder."""
-    import learner
     import train  # here, so that only these tests need all of training
+    import training.step as learner
 
     def start(*arguments, out="out", vision=None):
         definition = {**tiny_definition, "vision": vision or tiny_definition["vision"]}
@@ -224,8 +225,8 @@ def started(monkeypatch):
 @pytest.fixture
 def pretrained(tmp_path, tiny_definition, monkeypatch):
     """The path of a CLIP archive, and its state dict, of a definition that clip.load knows."""
-    monkeypatch.setattr(model, "definition_names", lambda: ["tiny"])
-    monkeypatch.setattr(model, "read_definition", lambda name: tiny_definition)
+    monkeypatch.setattr(model_config, "definition_names", lambda: ["tiny"])
+    monkeypatch.setattr(model_config, "read_definition", lambda name: tiny_definition)
     torch.manual_seed(7)
     network = CLIP(tiny_definition)
     path = tmp_path / "clip.pt"

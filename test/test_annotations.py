@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-import images
-from annotations import (
+from conftest import write_karpathy
+from dataset import images
+from dataset.annotations import (
     FORMS,
     SPLITS,
     Annotations,
@@ -15,7 +16,6 @@ from annotations import (
     read_annotations,
     with_validation,
 )
-from conftest import write_karpathy
 
 
 def write_lists(root, split, names, captions):

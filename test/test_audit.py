@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import audit
-import images
-from annotations import Record, read_annotations
 from conftest import box, write_detections, write_karpathy
-from V_Graph import Vocabulary
+from dataset import images
+from dataset.annotations import Record, read_annotations
+from det_formats.det_json import Vocabulary
 
 
 def picture(seed, size=(16, 16)):

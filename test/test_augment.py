@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import clip
-from annotations import Record
-from augment import (
+from backbones import preprocess
+from conftest import DEFINITION, N_PX, SIZES, box, write_detections
+from dataset.annotations import Record
+from dataset.augment import (
     AUGMENTATIONS,
     augmented,
     draw_affine,
@@ -18,9 +19,8 @@ from augment import (
     move_boxes,
     stored_size,
 )
-from conftest import DEFINITION, N_PX, SIZES, box, write_detections
-from dataloader import ImageSet, TrainingSet
-from V_Graph import read_labels
+from dataset.batches import ImageSet, TrainingSet
+from det_formats.det_json import read_labels
 
 VOCABULARY = read_labels()
 
@@ -41,20 +41,20 @@ def rendered(boxes, size, scale=16):
 
 def as_seen(picture, n_px):
     """What the model sees of a PIL image, as (1, 3, n_px, n_px) uint8."""
-    pixels = np.array(clip.resize_and_crop(n_px)(picture.convert("RGB")))
+    pixels = np.array(preprocess.resize_and_crop(n_px)(picture.convert("RGB")))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def brightness(normalised):
     """Normalised pixels (1, 3, H, W) back to brightness (H, W) in [0, 1]."""
-    mean, std = clip.MEAN[0], clip.STD[0]
+    mean, std = preprocess.MEAN[0], preprocess.STD[0]
     return (normalised[0, 0].numpy() * std + mean).clip(0, 1)
 
 
 def moved_pixels(picture, affine, n_px):
     pixels = as_seen(picture, stored_size(n_px, ("crop",)))
     maps = torch.from_numpy(affine).float()[None]
-    return brightness(augmented(clip.normalize(pixels), n_px, maps))
+    return brightness(augmented(preprocess.normalize(pixels), n_px, maps))
 
 
 def overlap(a, b):
@@ -71,7 +71,7 @@ def test_boxes_move_with_the_pixels(size, augment):
     for seed in range(40):
         affine = draw_affine(np.random.default_rng(seed), augment)
         kept, moved, moved_size = move_boxes(slots, boxes, size, affine)
-        expected = brightness(clip.normalize(as_seen(rendered(moved, moved_size), 96)))
+        expected = brightness(preprocess.normalize(as_seen(rendered(moved, moved_size), 96)))
         if len(kept) == 0 or max(expected[[0, -1]].max(), expected[:, [0, -1]].max()) > 0:
             continue  # cut off at the rim
         assert overlap(moved_pixels(picture, affine, 96), expected) > 0.8
@@ -169,7 +169,7 @@ def test_no_boxes_stay_no_boxes():
 def noise(device, size=N_PX):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
-    return clip.normalize(pixels.to(device))
+    return preprocess.normalize(pixels.to(device))
 
 
 def test_identity_leaves_pixels(device):
@@ -225,7 +225,7 @@ def test_training_items_hold_the_moved_boxes(tmp_path):
     rows, columns = np.mgrid[:64, :64] + 0.5
     for epoch in range(20):
         item = data[epoch, 0]
-        pixels = clip.normalize(item["image"])[None]
+        pixels = preprocess.normalize(item["image"])[None]
         seen = brightness(augmented(pixels, data.n_px, item["affine"][None]))
         found = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
         nodes = item["nodes"][0, len(VOCABULARY) :][:2].numpy()

@@ -14,11 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-import cache
-import clip
-import images
+from backbones import preprocess
 from conftest import N_PX, SIZES, box, write_detections
-from V_Graph import Vocabulary, read_labels
+from dataset import cache, images
+from det_formats.det_json import Vocabulary, read_labels
 
 VOCABULARY = read_labels()
 ROW = 3 * N_PX**2
@@ -82,7 +81,7 @@ def test_all_is_as_in_the_files(read, files, cache_gb):
     decoded = read(cache_gb)
     for i, path in enumerate(files[0]):
         image = Image.open(path)
-        expected = np.asarray(clip.resize_and_crop(N_PX)(image)).transpose(2, 0, 1)
+        expected = np.asarray(preprocess.resize_and_crop(N_PX)(image)).transpose(2, 0, 1)
         assert (
             decoded.pixels[i].dtype == torch.uint8 and (decoded.pixels[i].numpy() == expected).all()
         )

@@ -17,9 +17,10 @@ from transformers import CLIPConfig, CLIPModel
 
 import clip
 import model
-import weights
+from backbones import loading, model_config
+from backbones.model_config import read_definition, sizes_of
+from backbones.towers import CLIP
 from conftest import ROOT, save_archive
-from model import read_definition
 from test_towers import (
     RESNET,
     TOLERANCE,
@@ -31,7 +32,6 @@ from test_towers import (
     seeded_and_in_full_precision,  # noqa: F401  a fixture, for every test here too
     shapes,
 )
-from towers import CLIP, sizes_of
 
 DEFINITIONS = {"vit": VIT, "resnet": RESNET}
 GELU = pytest.mark.parametrize("activation", ["quickgelu", "gelu"])
@@ -44,7 +44,7 @@ def definitions(tmp_path, monkeypatch):
     folder.mkdir()
     for name, definition in DEFINITIONS.items():
         (folder / f"{name}.json").write_text(json.dumps(definition))
-    monkeypatch.setattr(model, "MODELS", folder)
+    monkeypatch.setattr(model_config, "MODELS", folder)
     monkeypatch.setattr(clip, "MODELS", folder)
     return folder
 
@@ -238,10 +238,10 @@ def test_openais_names_are_downloaded_where_there_is_no_file(definitions, tmp_pa
     asked = []
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.setattr(weights, "_download", download)
+    monkeypatch.setattr(loading, "_download", download)
     assert clip.load("RN50")[0].definition["name"] == "vit"
-    digest = weights.OPENAI["RN50"]
-    assert asked == [(f"{weights.OPENAI_URL}/{digest}/RN50.pt", digest)]
+    digest = loading.OPENAI["RN50"]
+    assert asked == [(f"{loading.OPENAI_URL}/{digest}/RN50.pt", digest)]
 
 
 def test_the_hubs_names_are_asked_for_there(definitions, monkeypatch):
@@ -258,7 +258,7 @@ def test_names_are_told_from_paths():
 
 def test_available_models_have_definitions():
     names = {n.replace("/", "-").replace("@336px", "-336") for n in clip.available_models()}
-    assert {"ViT-B-32", "ViT-L-14-336", "RN50"} <= names <= set(model.definition_names())
+    assert {"ViT-B-32", "ViT-L-14-336", "RN50"} <= names <= set(model_config.definition_names())
 
 
 # ------------------------------------------------------------------ the activation
@@ -381,8 +381,8 @@ def refused_checkpoint(path, *options):
 def test_a_checkpoint_of_ours_is_refused_with_the_way_to_its_clip(save_tiny, monkeypatch):
     path = save_tiny("it is a.pth")
     network, content = model.load_checkpoint(path)
-    monkeypatch.setattr(model, "definition_names", lambda: ["tiny"])
-    monkeypatch.setattr(model, "read_definition", lambda name: content["definition"])
+    monkeypatch.setattr(model_config, "definition_names", lambda: ["tiny"])
+    monkeypatch.setattr(model_config, "read_definition", lambda name: content["definition"])
     state = refused_checkpoint(path).state_dict()
     assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in state.items())
 

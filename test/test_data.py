@@ -5,9 +5,7 @@ import pytest
 import torch
 
 import clip
-import images
-from annotations import Record
-from augment import AUGMENTATIONS
+from backbones import preprocess
 from conftest import (
     CAPTIONS,
     DEFINITION,
@@ -18,8 +16,12 @@ from conftest import (
     write_detections,
     write_image,
 )
-from dataloader import ImageSet, TrainingSet, collate, require_readable, trim
-from V_Graph import GEOMETRY, arrays_from_boxes, read_labels
+from dataset import images
+from dataset.annotations import Record
+from dataset.augment import AUGMENTATIONS
+from dataset.batches import ImageSet, TrainingSet, collate, require_readable, trim
+from det_formats.det_json import read_labels
+from V_Graph import GEOMETRY, arrays_from_boxes
 
 VOCABULARY = read_labels()
 RECORDS = [Record(name, captions) for name, captions in CAPTIONS.items()]
@@ -91,7 +93,7 @@ def test_items_are_in_the_order_of_the_records(five):
     assert [path.stem for path in found.paths] == ["a", "b", "c", "d", "e"]
     for i, path in enumerate(found.paths):
         expected = clip.preprocess(N_PX)(images.open_image(path))
-        torch.testing.assert_close(clip.normalize(found[i]["image"]), expected)
+        torch.testing.assert_close(preprocess.normalize(found[i]["image"]), expected)
         assert found[i]["index"] == i
     assert [int(found[i]["mask"].sum()) for i in range(5)] == [1, 2, 0, 4, 1]
 

@@ -13,21 +13,21 @@ import torch.nn.functional as F
 from PIL import Image
 
 import clip
-import dataloader
+import dataloader as retrieval_data
+import dataset.batches as dataloader
 import evaluate
-import ranks
-import retrieval_data
-import scenes
-import weights
-from annotations import normal_form, read_annotations
+from backbones import loading
 from clip_gcn_image_feature_integration import SCENES, encode_images, encode_texts, load_model
+from dataloader import RetrievalData, sources
+from dataset import scenes
+from dataset.annotations import normal_form, read_annotations
+from det_formats.det_json import read_labels
 from evaluate import merged, metrics, retrieval_metrics
-from intervals import bootstrap, figures
+from metrics import ranks
+from metrics.intervals import bootstrap, figures
+from metrics.ranks import retrieval_ranks
 from model import load_checkpoint
-from ranks import retrieval_ranks
-from retrieval_data import RetrievalData, sources
 from train import parse
-from V_Graph import read_labels
 
 
 def test_hand_ranked_example():
@@ -501,7 +501,7 @@ def test_a_name_without_weights_and_a_foreign_file_are_errors(tmp_path, monkeypa
     monkeypatch.setattr(clip, "MODELS", tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     no_network = "http://127.0.0.1:9"  # the port of nothing
-    monkeypatch.setattr(clip, "find_openai", partial(weights.find_openai, base_url=no_network))
+    monkeypatch.setattr(clip, "find_openai", partial(loading.find_openai, base_url=no_network))
     with pytest.raises(ValueError, match=f"^ViT-B/32: .* put it as ViT-B-32.pt into {tmp_path}"):
         load_model("ViT-B/32", "cpu")
     torch.save({"some": torch.zeros(2)}, tmp_path / "foreign.pt")

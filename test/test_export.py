@@ -16,9 +16,11 @@ from torch import nn
 from transformers import CLIPModel
 
 import clip
-import export
 import model
-from lora import adapt
+from backbones import export, model_config
+from backbones.lora import adapt
+from backbones.towers import CLIP
+from det_formats.det_json import read_labels
 from test_clip import (
     GELU,
     HuggingFace,
@@ -34,8 +36,6 @@ from test_towers import (
     randomise,
     seeded_and_in_full_precision,  # noqa: F401  a fixture, for every test here too
 )
-from towers import CLIP
-from V_Graph import read_labels
 
 TEXT = {**VIT["text"], "width": 64, "layers": 2, "heads": 1}
 OURS = {  # heads of 64 channels, as OpenAI's loader takes for granted
@@ -69,7 +69,7 @@ def test_positions_are_interpolated_as_by_open_clip(name, n_px):
     definition, key = {"vit": VIT, "resnet": RESNET}[name], POSITIONS[name]
     state = CLIP(definition).state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
-    found, changed = clip.resized(state, definition, n_px)
+    found, changed = model_config.resized(state, definition, n_px)
     side = n_px // (16 if name == "vit" else 32)
     reference = {"visual.positional_embedding": state[key]}
     visual = SimpleNamespace(grid_size=(side, side))
@@ -86,7 +86,7 @@ def test_positions_are_interpolated_as_by_open_clip(name, n_px):
 
 def test_the_same_image_size_changes_nothing_and_prints_nothing(capsys):
     state = CLIP(VIT).state_dict()
-    assert clip.resized(state, VIT, 48) == (state, VIT)
+    assert model_config.resized(state, VIT, 48) == (state, VIT)
     assert capsys.readouterr().out == ""
 
 
@@ -95,10 +95,10 @@ def test_the_same_image_size_changes_nothing_and_prints_nothing(capsys):
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(definition, patch, n_px):
     message = f"--image-size {n_px}: expected a multiple of {patch}, above 0"
     with pytest.raises(ValueError, match=message):
-        clip.check_image_size(definition, n_px)
+        model_config.check_image_size(definition, n_px)
     with pytest.raises(ValueError, match=message):
-        clip.resized(CLIP(definition).state_dict(), definition, n_px)
-    clip.check_image_size(definition, 64)
+        model_config.resized(CLIP(definition).state_dict(), definition, n_px)
+    model_config.check_image_size(definition, 64)
 
 
 # ------------------------------------------------------------------ export
@@ -227,9 +227,9 @@ def test_what_openais_loader_would_build_wrong_is_refused(
 
 
 def test_definitions_of_open_clips_names_have_its_sizes():
-    assert set(export.OPEN_CLIP) <= set(model.definition_names())
+    assert set(export.OPEN_CLIP) <= set(model_config.definition_names())
     for name in export.OPEN_CLIP:
-        theirs, ours = open_clip.get_model_config(name), model.read_definition(name)
+        theirs, ours = open_clip.get_model_config(name), model_config.read_definition(name)
         expected = open_clip_config(ours, "gelu")
         for tower in ("vision_cfg", "text_cfg"):
             expected[tower] = {"head_width": 64, "patch_size": None, **expected[tower]}
@@ -437,7 +437,7 @@ def test_a_wrong_command_line_is_a_usage_error(capsys, arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_a_full_size_export_loads_by_the_printed_call_of_open_clip(tmp_path, capsys, name):
-    definition = {**model.read_definition(name), "activation": "quickgelu"}
+    definition = {**model_config.read_definition(name), "activation": "quickgelu"}
     path = tmp_path / "weights.pt"
     torch.save(randomise(CLIP(definition)).state_dict(), path)
     out = tmp_path / "plain.pt"

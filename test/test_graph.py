@@ -10,17 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import images
 import V_Graph
-from V_Graph import (
-    GEOMETRY,
-    Vocabulary,
-    build_graph,
-    build_matrices,
-    graph_arrays,
-    load_detections,
-    read_labels,
-)
+from det_formats.det_json import Vocabulary, load_detections, read_labels
+from V_Graph import GEOMETRY, build_graph, build_matrices, graph_arrays
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -540,7 +532,7 @@ def _outline(angle, scale):
     What is near its label, red as well, is left out: that starts at the centre.
     """
     graph = build_graph([detection("ship", 150, 200, 200, 80, angle, 1.0)], (400, 400))
-    canvas = np.asarray(images.draw_graph(Image.new("RGB", (400, 400)), graph, scale))
+    canvas = np.asarray(V_Graph.draw_graph(Image.new("RGB", (400, 400)), graph, scale))
     y, x = np.nonzero((canvas == (0xE6, 0x19, 0x4B)).all(-1))
     x, y = x - 150 * scale, y - 200 * scale
     border = (x < -4) | (x > 100) | (y < -4) | (y > 20)
@@ -561,17 +553,17 @@ def test_a_rotated_outline_is_where_its_box_is(angle, scale):
 
 def test_positive_angles_turn_from_x_towards_y():
     graph = build_graph([detection("ship", 200, 200, 300, 20, math.pi / 4, 1.0)], (400, 400))
-    drawn = np.asarray(images.draw_graph(Image.new("RGB", (400, 400)), graph, scale=1)).any(-1)
+    drawn = np.asarray(V_Graph.draw_graph(Image.new("RGB", (400, 400)), graph, scale=1)).any(-1)
     assert drawn[280:320, 280:320].any()  # lower right of the centre: y points down
     assert not drawn[80:120, 280:320].any()
 
 
 def test_drawing_leaves_the_image_as_it_was():
     image = Image.new("RGB", (100, 100))
-    images.draw_graph(image, build_graph([detection()], image.size))
+    V_Graph.draw_graph(image, build_graph([detection()], image.size))
     assert not np.asarray(image).any()
 
 
 def test_a_graph_without_objects_can_be_drawn():
-    canvas = images.draw_graph(Image.new("RGB", (100, 50)), build_graph([], (100, 50)))
+    canvas = V_Graph.draw_graph(Image.new("RGB", (100, 50)), build_graph([], (100, 50)))
     assert canvas.size == (800, 400)

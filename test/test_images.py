@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import images
+from dataset import images
 
 # ------------------------------------------------------------------ matching
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from intervals import DIRECTIONS, averaged, bootstrap, compare, figures, paired
+from metrics.intervals import DIRECTIONS, averaged, bootstrap, compare, figures, paired
 
 RECALLS = ("R@1", "R@5", "R@10")
 

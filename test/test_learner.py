@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 
+from backbones.model_config import read_definition
 from conftest import RESNET, changed, is_new, log_of, weights_of
-from dataloader import TrainingSet
-from learner import (
+from dataloader import RetrievalData, sources
+from dataset.batches import TrainingSet
+from det_formats.det_json import read_labels
+from train import parse
+from training.step import (
     PRECISIONS,
     freeze,
     make_learner,
@@ -17,10 +21,6 @@ from learner import (
     start_model,
     train_step,
 )
-from model import read_definition
-from retrieval_data import RetrievalData, sources
-from train import parse
-from V_Graph import read_labels
 
 # ------------------------------------------------------------------ precision
 
@@ -93,14 +93,14 @@ def trained(five, tiny_model, tiny_definition):
 @pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
 def test_the_scale_of_the_loss_changes_nothing(trained, monkeypatch, largest):
     """Gradients are divided by it before they are clipped: powers of two leave no trace."""
-    monkeypatch.setattr("learner.LARGEST_GRADIENT", largest)
+    monkeypatch.setattr("training.step.LARGEST_GRADIENT", largest)
     plain = trained(3).model.state_dict()
     scaled = trained(3, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10)).model.state_dict()
     assert not changed(plain, scaled)
 
 
 def test_gradients_are_clipped_at_their_norm(trained, monkeypatch):
-    monkeypatch.setattr("learner.LARGEST_GRADIENT", 1e-3)
+    monkeypatch.setattr("training.step.LARGEST_GRADIENT", 1e-3)
     gradients = [p.grad for p in trained(1).model.parameters()]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
     assert norm == pytest.approx(1e-3, rel=1e-3)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import clip
-import lora
+from backbones import lora
+from backbones.lora import LowRank
+from backbones.towers import CLIP
 from conftest import N_PX, RESNET
-from lora import LowRank
-from towers import CLIP
 
 RANK, ALPHA = 3, 6.0
 TOWERS = ("ViT", "ResNet")

@@ -15,9 +15,11 @@ from torch_geometric.nn import GCNConv as SparseGCNConv
 
 import clip
 import model
+from backbones import model_config
+from backbones.towers import CLIP
+from det_formats.det_json import read_labels
 from model import GCNConv, is_checkpoint, load_checkpoint, save_checkpoint
-from towers import CLIP
-from V_Graph import MAX_OBJECTS, arrays_from_boxes, read_labels
+from V_Graph import MAX_OBJECTS, arrays_from_boxes
 
 LABELS = read_labels()
 COUNTS = (5, 0, 20, 1, 3)  # objects of the images in a batch; one has none
@@ -546,11 +548,11 @@ def test_weights_that_do_not_fit_their_definition_are_refused_with_the_path(
 
 
 def test_a_definition_is_its_files_content_and_its_name():
-    content = json.loads((model.MODELS / "small.json").read_text(encoding="utf-8"))
-    assert model.read_definition("small") == {"name": "small", **content}
+    content = json.loads((model_config.MODELS / "small.json").read_text(encoding="utf-8"))
+    assert model_config.read_definition("small") == {"name": "small", **content}
 
 
 def test_an_unknown_definition_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError) as error:
-        model.read_definition("huge")
+        model_config.read_definition("huge")
     assert "huge" in str(error.value) and "ViT-B-32" in str(error.value)

@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from nbclient import NotebookClient
 from PIL import Image
 
-import images
 import model
+from backbones import model_config
 from conftest import ROOT
-from V_Graph import graph_arrays, load_detections, read_labels
+from dataset import images
+from det_formats.det_json import load_detections, read_labels
+from V_Graph import graph_arrays
 
 NOTEBOOK = ROOT / "V-Graph.ipynb"
-NEEDED = ("*.py", "det_json/*", "models/*.json", "test/*.png")
+NEEDED = ("*.py", "*/*.py", "det_json/*", "models/*.json", "test/*.png")
 DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 ABSOLUTE = re.compile(r"(?<![\w.])/(home|root|tmp|usr|opt|work|var|private|Users)/|\b[A-Z]:\\")
 
@@ -143,7 +145,7 @@ def test_the_two_embeddings_differ_as_printed(run_again):
     difference = float(re.search(r"largest difference of an entry: (\d\.\d{3})", printed)[1])
     torch.manual_seed(0)
     options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
-    network = model.build(model.read_definition("small"), read_labels().lines, options)
+    network = model.build(model_config.read_definition("small"), read_labels().lines, options)
     vectors = []
     for sample in ("sample_1", "sample_5"):  # one at a time: batch mates change nothing
         size = images.open_image(ROOT / "test" / f"{sample}.png").size

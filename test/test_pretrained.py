@@ -14,12 +14,12 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 
+from backbones.loading import find_hub, read_source, read_weights
+from backbones.naming import to_hugging_face
+from backbones.towers import CLIP
 from conftest import ROOT, save_archive
-from pretrained import find_hub, read_source
 from test_towers import VIT
 from test_weights import answer, serving
-from towers import CLIP
-from weights import read_weights, to_hugging_face
 
 COMMIT = {"main": "a" * 40, "v1": "b" * 40, "refs/pr/1": "c" * 40}
 

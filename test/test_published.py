@@ -11,11 +11,13 @@ import clip_gcn_image_feature_integration as integration
 import evaluate
 import infer
 import model
+from backbones import model_config
 from conftest import ROOT
-from dataloader import ImageSet
+from dataloader import RetrievalData, sources
+from dataset.batches import ImageSet
+from det_formats.det_json import Vocabulary, load_detections
 from model import load_checkpoint
-from retrieval_data import RetrievalData, sources
-from V_Graph import PUBLISHED_LABELS, Vocabulary, build_matrices, load_detections, published_arrays
+from V_Graph import PUBLISHED_LABELS, build_matrices, published_arrays
 
 PUBLISHED = ROOT / "test" / "fixtures" / "published"
 OUTPUTS = np.load(PUBLISHED / "outputs.npz")
@@ -42,7 +44,7 @@ def checkpoint(tmp_path, monkeypatch):
     folder = tmp_path / "definitions"
     folder.mkdir()
     (folder / "published.json").write_text(json.dumps(definition()), encoding="utf-8")
-    monkeypatch.setattr(model, "MODELS", folder)
+    monkeypatch.setattr(model_config, "MODELS", folder)
     return PUBLISHED / "state_dict.pt"
 
 
@@ -116,7 +118,7 @@ def test_a_published_checkpoint_with_a_name_more_or_less_is_refused(checkpoint, 
 
 
 def test_published_sizes_that_no_definition_has_are_refused_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "MODELS", tmp_path)
+    monkeypatch.setattr(model_config, "MODELS", tmp_path)
     with pytest.raises(ValueError, match=r"state_dict\.pt: of the published FG-CROSS"):
         load_checkpoint(PUBLISHED / "state_dict.pt")
 
@@ -207,7 +209,7 @@ def readable(tmp_path, monkeypatch):
     known = definition()
     known["text"]["vocab_size"] = 49408
     (tmp_path / "known.json").write_text(json.dumps(known), encoding="utf-8")
-    monkeypatch.setattr(model, "MODELS", tmp_path)
+    monkeypatch.setattr(model_config, "MODELS", tmp_path)
     weights = torch.load(PUBLISHED / "state_dict.pt", weights_only=True)
     torch.manual_seed(0)
     weights["token_embedding.weight"] = torch.randn(49408, 64)
@@ -245,7 +247,7 @@ def test_evaluation_scores_the_published_sum(readable, mini):
     mask = torch.ones(12, 20, dtype=torch.bool)
     with torch.no_grad():
         branches = network.branches(
-            network.encode_image(integration.clip.normalize(pixels)), degree, adjacency, mask
+            network.encode_image(integration.preprocess.normalize(pixels)), degree, adjacency, mask
         )
     expected = F.normalize(0.5 * branches[0] + 0.5 * branches[1], dim=-1)
     captions = [text for record in data.records("test") for text in record.captions]

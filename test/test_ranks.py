@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-import ranks
-from ranks import (
+from metrics import ranks
+from metrics.ranks import (
     Ranks,
     per_image,
     query_rows,

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import report
+import metrics.tables as report
 from conftest import box, write_detections, write_image
-from intervals import compare
+from metrics import page
+from metrics.intervals import compare
+from training import curves
 
 RECALLS = ("R@1", "R@5", "R@10")
 
@@ -215,22 +217,22 @@ def test_ranks_are_a_table_of_queries(tmp_path):
 def test_learning_curves_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     lines = [{"epoch": e, "loss": 1 / e, "val_mR": 10.0 * e} for e in (1, 2, 3)]
-    report.plot_log(lines, tmp_path / "new" / "curve.png")
+    curves.plot_log(lines, tmp_path / "new" / "curve.png")
     with Image.open(tmp_path / "new" / "curve.png") as image:
         pixels = np.asarray(image.convert("RGB"))
         assert image.format == "PNG"
     coloured = np.ptp(pixels.astype(int), axis=2).max(axis=1) > 60  # rows with a curve in them
     half = len(pixels) // 2
     assert coloured[:half].any() and coloured[half:].any()
-    report.plot_log(lines[:1], tmp_path / "one.png")
+    curves.plot_log(lines[:1], tmp_path / "one.png")
     with pytest.raises(ValueError, match="no epoch"):
-        report.plot_log([], tmp_path / "none.png")
+        curves.plot_log([], tmp_path / "none.png")
 
 
 def test_missing_matplotlib_is_an_error_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r"curve\.png.*pip install matplotlib"):
-        report.plot_log([{"epoch": 1, "loss": 1.0, "val_mR": 1.0}], tmp_path / "curve.png")
+        curves.plot_log([{"epoch": 1, "loss": 1.0, "val_mR": 1.0}], tmp_path / "curve.png")
 
 
 # ------------------------------------------------------------------ the page
@@ -290,7 +292,7 @@ def shown():
         Image.new("RGB", (side, 10 + number), "red").save(file, "JPEG")
         return file.getvalue()
 
-    text = report.page({**result(), "dataset": "<i>"}, chosen, draw)
+    text = page.page({**result(), "dataset": "<i>"}, chosen, draw)
     return Page(text), text
 
 
@@ -329,23 +331,23 @@ def test_the_page_marks_what_is_the_querys_own(shown):
 
 
 def test_the_page_holds_the_pictures_it_was_given(shown):
-    page, _ = shown
+    parsed, _ = shown
     sizes = []
-    for _, attributes, _ in page.all("img"):
+    for _, attributes, _ in parsed.all("img"):
         data = base64.b64decode(attributes["src"].partition(",")[2], validate=True)
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             sizes.append(image.size)
     # The height tells the image: a large one of the query's image, small ones of its items.
-    large, small = report.LARGE, report.SMALL
+    large, small = page.LARGE, page.SMALL
     assert sizes == [(large, 10), (small, 12), (small, 10), (small, 11), (large, 13)]
 
 
 @pytest.mark.parametrize("size", [(300, 200), (20, 60), (1000, 1)])
 def test_pictures_have_a_limited_size(tmp_path, size):
     path = write_image(tmp_path / "a.png", size)
-    for side in (report.LARGE, report.SMALL):
-        with Image.open(io.BytesIO(report.picture(path, None, side))) as image:
+    for side in (page.LARGE, page.SMALL):
+        with Image.open(io.BytesIO(page.picture(path, None, side))) as image:
             assert max(image.size) == side and image.format == "JPEG"
             assert image.size[0] / image.size[1] == pytest.approx(size[0] / size[1], rel=0.02) or (
                 min(image.size) == 1
@@ -357,12 +359,12 @@ def test_objects_are_drawn_where_they_are(tmp_path):
     file = write_detections(tmp_path / "a.json", [box(20, 15, 30, 20)], label="ship")
 
     def drawn(detections):
-        with Image.open(io.BytesIO(report.picture(path, detections, report.LARGE))) as image:
+        with Image.open(io.BytesIO(page.picture(path, detections, page.LARGE))) as image:
             return np.asarray(image).astype(int)
 
     changed = np.abs(drawn(file) - drawn(None)).max(axis=2) > 60
     rows, columns = np.nonzero(changed)
-    scale = report.LARGE / 100
+    scale = page.LARGE / 100
     # The box reaches from 5 to 35 and from 5 to 25; its label starts at the centre.
     assert columns.min() == pytest.approx(5 * scale, abs=4)
     assert (rows.min(), rows.max()) == pytest.approx((5 * scale, 25 * scale), abs=4)
@@ -375,9 +377,9 @@ def test_pictures_on_the_page_are_the_images_with_their_own_detections(tmp_path)
     detections = [write_detections(tmp_path / "0.json", [box(20, 15)]), None, None, None]
     items = [{"image": i, "score": 0.1, "own": i == 0} for i in (3, 0)]
     chosen = {("text_to_image", "worst"): [query("text_to_image", 0, "x", items)]}
-    report.write_page(tmp_path / "p.html", result(), chosen, files, detections)
+    page.write_page(tmp_path / "p.html", result(), chosen, files, detections)
     images = Page((tmp_path / "p.html").read_text(encoding="utf-8")).all("img")
-    expected = [(0, report.LARGE), (3, report.SMALL), (0, report.SMALL)]
+    expected = [(0, page.LARGE), (3, page.SMALL), (0, page.SMALL)]
     for (_, attributes, _), (i, side) in zip(images, expected, strict=True):
         data = base64.b64decode(attributes["src"].partition(",")[2])
-        assert data == report.picture(files[i], detections[i], side)
+        assert data == page.picture(files[i], detections[i], side)

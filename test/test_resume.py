@@ -1,6 +1,7 @@
 """Resuming: a run stopped at any moment goes on as if it had not been, or says why it cannot."""
 
 import errno
+import importlib
 import json
 import multiprocessing
 import os
@@ -19,10 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
-import model
-import resume
 import train
+from backbones import model_config
 from conftest import ROOT, log_of
+from training import resume
 
 resource = pytest.importorskip("resource")  # limits and forked processes are Unix's
 TINY = {
@@ -47,7 +48,7 @@ def child(arguments, output, models, threads, prepare):
     multiprocessing.set_start_method(None, force=True)  # the loader's, as in any other process
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(threads)
-    model.MODELS = models
+    model_config.MODELS = models
     validate = train.validate
 
     def scored(network, data, options):
@@ -200,7 +201,7 @@ def die():
 def dies_at_call(place, number, before=True):
     """Let the process kill itself at a call of place, "module.function"."""
     owner, name = place.rsplit(".", 1)
-    owner, calls = __import__(owner), []
+    owner, calls = importlib.import_module(owner), []
     function = getattr(owner, name)
 
     def counted(*arguments, **named):
@@ -236,7 +237,7 @@ MOMENTS = {
     "before a file gets its name": partial(dies_at_call, "os.replace", 3),
     "a file has its name": partial(dies_at_call, "os.replace", 3, before=False),
     "best written, epoch not logged": partial(dies_at_call, "train.log_line", 1),
-    "epoch logged, state not saved": partial(dies_at_call, "resume.next_epoch", 2),
+    "epoch logged, state not saved": partial(dies_at_call, "training.resume.next_epoch", 2),
 }
 
 

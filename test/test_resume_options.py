@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import model
-import resume
 import train
-from annotations import read_annotations
+from backbones import model_config
 from conftest import log_of
-from learner import make_learner
+from dataset.annotations import read_annotations
+from training import resume
+from training.step import make_learner
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def small(tmp_path_factory):
     (folder / "tiny.json").write_text(json.dumps(definition), encoding="utf-8")
     fixed = ["--model", "tiny", "--device", "cpu", "--batch-size", "7", "--epochs", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "MODELS", folder)
+        patch.setattr(model_config, "MODELS", folder)
         yield [*fixed, "--dataset", "mini", "--dev-images", "10"]
 
 

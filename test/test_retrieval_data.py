@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 import clip
-import images
-import retrieval_data
-from augment import AUGMENTATIONS
+import dataloader as retrieval_data
+from backbones import preprocess
 from conftest import (
     CAPTIONS,
     DEFINITION,
@@ -21,17 +20,13 @@ from conftest import (
     write_image,
     write_karpathy,
 )
-from dataloader import TrainingSet, require_readable
-from retrieval_data import (
-    RetrievalData,
-    augmentations,
-    joint_image_set,
-    read_data_sets,
-    sources,
-    without_test,
-)
+from dataloader import RetrievalData, augmentations, joint_image_set, read_data_sets, sources
+from dataset import images
+from dataset.augment import AUGMENTATIONS
+from dataset.batches import TrainingSet, require_readable
+from dataset.overlap import without_test
+from det_formats.det_json import read_labels
 from train import parse
-from V_Graph import read_labels
 
 VOCABULARY = read_labels()
 
@@ -134,7 +129,7 @@ def test_images_are_in_the_order_of_the_records(five):
     assert [int(item["mask"].sum()) for item in map(found.__getitem__, range(5))] == [1, 4, 0, 2, 1]
     for item, path in zip(map(found.__getitem__, range(5)), found.paths, strict=True):
         expected = clip.preprocess(N_PX)(images.open_image(path))
-        torch.testing.assert_close(clip.normalize(item["image"]), expected)
+        torch.testing.assert_close(preprocess.normalize(item["image"]), expected)
 
 
 def test_captions_and_what_is_missing_are_printed(five, capsys):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import scenes
-from annotations import read_annotations
-from scenes import NUMBERS, SAMPLES, SPLITS, WORDS, relations, scene
-from shapes import GROUNDS, KINDS, SIDE, Item
-from V_Graph import load_detections, read_labels
+from dataset import scenes
+from dataset.annotations import read_annotations
+from dataset.scenes import NUMBERS, SAMPLES, SPLITS, WORDS, relations, scene
+from dataset.shapes import GROUNDS, KINDS, SIDE, Item
+from det_formats.det_json import load_detections, read_labels
 
 ROOT = Path(__file__).parent.parent
 TEST = range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))

@@ -1,4 +1,4 @@
-"""The shape of the source tree: who imports whom, how large a file may be, what scripts share."""
+"""The shape of the source tree: who imports whom, what scripts share."""
 
 import ast
 import os
@@ -13,93 +13,88 @@ import clip
 import clip_gcn_image_feature_integration
 import evaluate
 import infer
-import scenes
 import train
 import V_Graph
+from backbones.model_config import definition_names, read_definition
+from backbones.towers import CLIP
 from conftest import ROOT
-from model import definition_names, read_definition
-from towers import CLIP
+from dataset import scenes
 
-LEVELS = (  # a script imports only from levels above its own in this list
-    ("V_Graph", "simple_tokenizer", "loss", "towers", "images", "augment", "shapes")
-    + ("intervals", "ranks", "annotations", "weights", "lora"),
-    ("model", "scenes", "report", "pretrained", "export"),
-    ("clip", "resume"),
-    ("cache", "learner"),
-    ("dataloader",),
-    ("retrieval_data",),
-    ("clip_gcn_image_feature_integration",),
-    ("evaluate", "audit", "infer", "training_data"),
-    ("train",),
-)
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-EXCEPTIONS = {("V_Graph", "images")}  # its command draws, its functions do not
-SOURCES = sorted(ROOT.glob("*.py"))
-LONGEST = 320
-SCRIPTS = (
-    "train",
-    "evaluate",
-    "infer",
-    "audit",
-    "V_Graph",
-    "scenes",
-    "clip",
-    "clip_gcn_image_feature_integration",
-)
-OTHERS = tuple(sorted(set(LEVEL) - set(SCRIPTS)))
+ROOMS = {  # a folder, and the folders that its modules may import from
+    "det_formats": (),
+    "backbones": (),
+    "dataset": ("backbones", "det_formats"),
+    "metrics": ("dataset", "det_formats"),
+    "training": ("backbones", "dataset", "metrics"),
+}
+COMMANDS = ("train", "infer", "audit")  # which no other module imports
+SOURCES = sorted([*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).glob("*.py"))])
+SCRIPTS = {
+    "train": train,
+    "evaluate": evaluate,
+    "infer": infer,
+    "audit": audit,
+    "V_Graph": V_Graph,
+    "clip": clip,
+    "clip_gcn_image_feature_integration": clip_gcn_image_feature_integration,
+    "dataset.scenes": scenes,
+}
+
+
+def module_name(path):
+    """dataset/scenes.py: dataset.scenes; dataset/__init__.py: dataset."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
 
 
 def imported(tree):
     """Names of the modules that a syntax tree imports, inside of functions too."""
-    names = []
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports need a package"
-            names.append(node.module)
-    return {name.split(".")[0] for name in names}
+            assert node.level == 0, "imports are written from the root"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def parsed(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_the_table_names_every_script():
-    assert {path.stem for path in SOURCES} == set(LEVEL)
+IMPORTS = {name: imported(parsed(path)) & set(MODULES) for name, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_scripts_import_from_lower_levels_only(path):
-    found = imported(parsed(path)) & set(LEVEL)
-    allowed = {name for name in LEVEL if LEVEL[name] < LEVEL[path.stem]}
-    allowed |= {name for importer, name in EXCEPTIONS if importer == path.stem}
-    assert not found - allowed
+def test_every_folder_of_code_is_a_room_that_says_what_it_holds():
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(ROOMS)
+    for room in ROOMS:
+        assert len((ROOT / room / "__init__.py").read_text(encoding="utf-8").splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", LEVEL)
-def test_a_script_stands_as_low_as_its_imports_allow(name):
-    found = imported(parsed(ROOT / f"{name}.py")) & set(LEVEL)
-    found = {LEVEL[other] for other in found if (name, other) not in EXCEPTIONS}
-    assert LEVEL[name] == max(found, default=-1) + 1
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_from_their_neighbours_only(room):
+    own = [name for name in MODULES if name.split(".")[0] == room]
+    found = {other.split(".")[0] for name in own for other in IMPORTS[name]}
+    assert found & set(ROOMS) - {room} <= set(ROOMS[room])
 
 
-def test_functions_of_the_graph_need_no_images():
-    """The exception holds for the command alone."""
-    tree = parsed(ROOT / "V_Graph.py")
-    users = [
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and "images" in imported(node)
-    ]
-    outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
-    assert users == ["main"]
-    assert all("images" not in imported(node) for node in outside)
+def test_no_module_imports_itself_through_others():
+    left = {name: set(found) - {name} for name, found in IMPORTS.items()}
+    while ready := [name for name, found in left.items() if not found]:
+        for name in ready:
+            del left[name]
+        left = {name: found - set(ready) for name, found in left.items()}
+    assert not left
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_a_file_can_be_read_in_one_sitting(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+def test_commands_are_imported_by_none():
+    users = {name for name, found in IMPORTS.items() if found & set(COMMANDS)}
+    assert users <= {"ablate", "bench"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -143,12 +138,12 @@ def session(tmp_path_factory):
     folder = tmp_path_factory.mktemp("empty")
     code = f"""
 import runpy, sys
-import {", ".join(SCRIPTS + OTHERS)}
+import {", ".join(MODULES)}
 print("imported")
-for name in {SCRIPTS}:
-    sys.argv = [name + ".py", "--help"]
+for name, path in {[(name, str(MODULES[name])) for name in SCRIPTS]}:
+    sys.argv = [path, "--help"]
     try:
-        runpy.run_path(r"{ROOT}/" + name + ".py", run_name="__main__")
+        runpy.run_path(path, run_name="__main__")
     except SystemExit as end:
         print(name, "ended with", end.code)
 """
@@ -161,7 +156,8 @@ for name in {SCRIPTS}:
 
 def test_the_scripts_are_those_that_run():
     ends = 'if __name__ == "__main__":'
-    assert {p.stem for p in SOURCES if ends in p.read_text(encoding="utf-8")} == set(SCRIPTS)
+    found = {n for n, path in MODULES.items() if ends in path.read_text(encoding="utf-8")}
+    assert found == set(SCRIPTS)
 
 
 def test_importing_does_nothing(session):
@@ -175,15 +171,11 @@ def test_every_script_prints_its_help(session):
     process, _ = session
     assert process.returncode == 0
     for name in SCRIPTS:
-        assert f"usage: {name}.py" in process.stdout
+        assert f"usage: {name.split('.')[-1]}.py" in process.stdout
         assert f"{name} ended with 0\n" in process.stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    [train, evaluate, infer, audit, V_Graph, scenes, clip, clip_gcn_image_feature_integration],
-    ids=SCRIPTS,
-)
+@pytest.mark.parametrize("command", SCRIPTS.values(), ids=SCRIPTS)
 def test_an_unknown_option_is_refused(command, capsys):
     with pytest.raises(SystemExit) as end:
         command.main(["--no-such-option"])

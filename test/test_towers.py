@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 
 import clip
-from model import read_definition
-from towers import CLIP
+from backbones import preprocess
+from backbones.model_config import read_definition
+from backbones.towers import CLIP
 
 TOLERANCE = 1e-5  # of unit features in fp32
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 48, "layers": 3, "heads": 3}
@@ -200,7 +201,7 @@ def test_preprocess_equals_open_clip(size, n_px):
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     ours, theirs = clip.preprocess(n_px)(image), image_transform(n_px, is_train=False)(image)
     assert ours.shape == theirs.shape == (3, n_px, n_px) and ours.dtype == torch.float32
-    step = 1 / 255 / torch.tensor(clip.STD)[:, None, None]
+    step = 1 / 255 / torch.tensor(preprocess.STD)[:, None, None]
     assert ((ours - theirs).abs() <= step).all()
     assert (ours - theirs).abs().mean() < 1e-6
 
@@ -216,21 +217,24 @@ def test_preprocess_converts_to_rgb_first_and_then_equals_open_clip(mode, size):
         image = Image.frombytes(mode, size, pixels.tobytes())
     # open_clip converts last: palettes are resized by nearest neighbour, alpha is weighed in.
     reference = image if mode == "L" else image.convert("RGB")
-    ours, theirs = clip.preprocess(224)(image), image_transform(224, is_train=False)(reference)
-    step = 1 / 255 / torch.tensor(clip.STD)[:, None, None]
+    ours, theirs = (
+        clip.preprocess(224)(image),
+        image_transform(224, is_train=False)(reference),
+    )
+    step = 1 / 255 / torch.tensor(preprocess.STD)[:, None, None]
     assert ((ours - theirs).abs() <= step).all()
     assert (ours - theirs).abs().mean() < 1e-6
 
 
 def test_mean_and_deviation_are_clips():
-    assert clip.MEAN == open_clip.OPENAI_DATASET_MEAN
-    assert clip.STD == open_clip.OPENAI_DATASET_STD
+    assert preprocess.MEAN == open_clip.OPENAI_DATASET_MEAN
+    assert preprocess.STD == open_clip.OPENAI_DATASET_STD
 
 
 def test_black_and_white_are_normalised(device):
     pixels = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255)]).byte().to(device)
-    black, white = clip.normalize(pixels).cpu()
-    mean, deviation = torch.tensor(clip.MEAN), torch.tensor(clip.STD)
+    black, white = preprocess.normalize(pixels).cpu()
+    mean, deviation = torch.tensor(preprocess.MEAN), torch.tensor(preprocess.STD)
     torch.testing.assert_close(black[:, 0, 0], -mean / deviation)
     torch.testing.assert_close(white[:, 0, 0], (1 - mean) / deviation)
 

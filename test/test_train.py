@@ -11,20 +11,22 @@ import torch.nn.functional as F
 from PIL import Image
 
 import clip
+import dataloader as retrieval_data
 import evaluate
-import learner
-import retrieval_data
-import scenes
 import train
-import training_data
-from annotations import prepared, read_annotations
-from augment import AUGMENTATIONS
+import training.inputs as training_data
+import training.step as learner
+from backbones import preprocess
 from conftest import changed, is_new, log_of, weights_of
-from dataloader import TrainingSet
+from dataloader import RetrievalData, sources
+from dataset import scenes
+from dataset.annotations import prepared, read_annotations
+from dataset.augment import AUGMENTATIONS
+from dataset.batches import TrainingSet
+from det_formats.det_json import read_labels
 from loss import info_nce, positive_mask
 from model import VERSION, load_checkpoint
-from retrieval_data import RetrievalData, sources
-from V_Graph import read_labels
+from training import curves
 
 # ------------------------------------------------------------------ learning
 
@@ -86,7 +88,7 @@ def test_an_epoch_equals_a_plain_loop(run, started):
         for group in optimizer.param_groups:
             group["lr"] = share * options["lr_new"]
         graph = (batch[key] for key in ("nodes", "adjacency", "mask"))
-        image_features = network.encode_image(clip.normalize(batch["image"]))
+        image_features = network.encode_image(preprocess.normalize(batch["image"]))
         fused = network.branches(image_features, *graph)[2]
         texts = F.normalize(network.encode_text(batch["text"]), dim=-1)
         mask = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
@@ -187,7 +189,7 @@ def test_a_drawn_validation_split_is_written(run, mini, tmp_path, monkeypatch):
     shipped.mkdir()
     for name in ("images", "det_json", "train_filename.txt", "train_caps.txt"):
         (shipped / name).symlink_to(mini / name)
-    monkeypatch.setattr("retrieval_data.VAL_FRACTION", 0.5)  # R@10 needs ten images
+    monkeypatch.setattr("dataloader.VAL_FRACTION", 0.5)  # R@10 needs ten images
     folder = run("--data-root", str(shipped), "--seed", "5")
     drawn = json.loads((folder / "split.json").read_text(encoding="utf-8"))["mini"]
     names = [record.name for record in read_annotations(shipped).splits["train"]]
@@ -314,14 +316,14 @@ def test_training_and_evaluation_see_the_same_captions(run, mini, monkeypatch):
 
 def test_a_plot_is_drawn_after_every_epoch(run, monkeypatch):
     pytest.importorskip("matplotlib")
-    lines, plot = [], train.plot_log
+    lines, plot = [], curves.plot_log
 
     def remember(log, path):
         lines.append([line["epoch"] for line in log])
         plot(log, path)
         assert Image.open(path).format == "PNG"
 
-    monkeypatch.setattr(train, "plot_log", remember)
+    monkeypatch.setattr(curves, "plot_log", remember)
     folder = run("--plot", "--epochs", "2")
     assert lines == [[1], [1, 2]] and (folder / "curve.png").is_file()
 

@@ -11,16 +11,17 @@ import torch.nn.functional as F
 
 import clip
 import evaluate
-import learner
 import train
-import training_data
+import training.inputs as training_data
+import training.step as learner
+from backbones import preprocess
+from backbones.lora import is_adapted
+from backbones.towers import CLIP
 from conftest import RESNET, changed, is_new, log_of, weights_of
-from lora import is_adapted
+from det_formats.det_json import read_labels
 from model import load_checkpoint
-from towers import CLIP
 from train import parse
-from training_data import cached, tower_keys
-from V_Graph import read_labels
+from training.inputs import cached, tower_keys
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def data(mini, tiny_model, tiny_definition, cache):
 
 def test_features_are_those_of_the_towers(data):
     images = data[0].train_set.image_set
-    pixels = clip.normalize(torch.stack([images.pixels[i] for i in range(24)]))
+    pixels = preprocess.normalize(torch.stack([images.pixels[i] for i in range(24)]))
     with_features, network = training_data.with_features(*data), data[1]
     captions = with_features.train_set.captions
     with torch.no_grad():
@@ -197,7 +198,10 @@ def test_a_checkpoint_with_adapters_loads_as_a_plain_model(run, pretrained, tiny
     assert is_adapted(adapted)
     adapted.load_state_dict(saved["weights"])
     before, _ = clip.load(pretrained[0], activation="quickgelu")
-    pixels, text = torch.randn(4, 3, 32, 32), clip.tokenize(["a ship", "two planes near a road"])
+    pixels, text = (
+        torch.randn(4, 3, 32, 32),
+        clip.tokenize(["a ship", "two planes near a road"]),
+    )
     with torch.no_grad():
         for encode, given in (("encode_image", pixels), ("encode_text", text)):
             expected = F.normalize(getattr(adapted.eval(), encode)(given), dim=-1)

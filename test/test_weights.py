@@ -12,19 +12,12 @@ import open_clip
 import pytest
 import torch
 
-import weights
-from model import definition_names, definition_of, read_definition
+from backbones import loading
+from backbones.loading import activation_of_script, find_openai, script, state_dict_in
+from backbones.model_config import definition_names, definition_of, read_definition, sizes_of
+from backbones.naming import from_hugging_face, from_open_clip, to_hugging_face
+from backbones.towers import CLIP
 from test_towers import RESNET, VIT, randomise, shapes
-from towers import CLIP, sizes_of
-from weights import (
-    activation_of_script,
-    find_openai,
-    from_hugging_face,
-    from_open_clip,
-    script,
-    state_dict_in,
-    to_hugging_face,
-)
 
 CONTENT = bytes(range(256)) * 2000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -77,7 +70,7 @@ def folders(tmp_path, monkeypatch):
     """models/ and the user's cache, both of their own; CONTENT is the file of every name."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    monkeypatch.setattr(weights, "OPENAI", dict.fromkeys(weights.OPENAI, DIGEST))
+    monkeypatch.setattr(loading, "OPENAI", dict.fromkeys(loading.OPENAI, DIGEST))
     (tmp_path / "models").mkdir()
     return tmp_path / "models", tmp_path / "home" / ".cache" / "clip"
 
@@ -99,13 +92,13 @@ def refused(folders, respond, name="ViT-B/32"):
 
 
 def test_names_files_and_digests_are_those_that_open_clip_knows():
-    for name, digest in weights.OPENAI.items():
+    for name, digest in loading.OPENAI.items():
         known = name.replace("/", "-").replace("@336px", "-336")
         url = open_clip.pretrained.get_pretrained_url(known, "openai")
-        assert url.startswith(f"{weights.OPENAI_URL}/{digest}/")
+        assert url.startswith(f"{loading.OPENAI_URL}/{digest}/")
 
 
-@pytest.mark.parametrize("name", weights.OPENAI)
+@pytest.mark.parametrize("name", loading.OPENAI)
 def test_a_file_is_asked_for_by_its_digest_and_kept(folders, name):
     file = name.replace("/", "-").replace("@", "-") + ".pt"
     with serving(lambda handler: answer(handler, CONTENT)) as (url, asked):
@@ -211,9 +204,9 @@ def test_an_http_error_is_named(folders, status):
 
 
 def test_a_server_that_falls_silent_is_an_error(folders, monkeypatch):
-    opened, silent = weights.urllib.request.urlopen, threading.Event()
+    opened, silent = loading.urllib.request.urlopen, threading.Event()
     monkeypatch.setattr(
-        weights.urllib.request, "urlopen", lambda url, timeout: opened(url, timeout=0.2)
+        loading.urllib.request, "urlopen", lambda url, timeout: opened(url, timeout=0.2)
     )
 
     def respond(handler):
@@ -242,7 +235,7 @@ def test_an_interrupted_download_leaves_nothing(folders, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights.tqdm, "update", interrupt)
+    monkeypatch.setattr(loading.tqdm, "update", interrupt)
     with serving(lambda handler: answer(handler, CONTENT)) as (url, _):
         with pytest.raises(KeyboardInterrupt):
             find_openai("ViT-B/32", folders[0], url)

@@ -1,7 +1,7 @@
 """Synthetic aerial scenes: the data set that FG-CROSS trains on when no other is given.
 
-    python scenes.py                        # writes data/scenes
-    python scenes.py --out DIR --seed 1     # other scenes
+    python -m dataset.scenes                        # writes data/scenes
+    python -m dataset.scenes --out DIR --seed 1     # other scenes
 
 Each scene is drawn from its own seed: a ground (grass, water, a shore, ...), sometimes a road, and
 1 to 20 objects of ten kinds in up to three groups, as rotated shapes with shadow and noise. Five
@@ -26,11 +26,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from shapes import GROUNDS, KINDS, SIDE, composition, draw, layout
+from dataset.shapes import GROUNDS, KINDS, SIDE, composition, draw, layout
 
 VERSION = 1
+
+
 SPLITS = {"train": 2000, "val": 300, "test": 300}
+
+
 SAMPLES = 5  # further scenes: the images in test/
+
+
 WORDS = {  # a true relation in words, and in words with the groups exchanged
     "left": (("left of", "to the left of"), ("right of", "to the right of")),
     "right": (("right of", "to the right of"), ("left of", "to the left of")),
@@ -40,6 +46,8 @@ WORDS = {  # a true relation in words, and in words with the groups exchanged
     "around": (("around", "in a ring around"), ("surrounded by", "in the middle of")),
     "apart": (("far from", "away from"), ("far from", "away from")),
 }
+
+
 NUMBERS = (
     "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"

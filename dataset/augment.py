@@ -11,8 +11,14 @@ import torch
 import torch.nn.functional as F
 
 AUGMENTATIONS = ("crop", "flip", "turn", "erase", "colour")
+
+
 SMALLEST_CROP = 0.5  # of the image's side
+
+
 HOLE = 0.3  # side of what is erased, of the image's
+
+
 ENLARGED = 4 / 3  # images to be cropped are kept this much larger than the model's input: sharper
 
 

@@ -19,13 +19,14 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import resume
-from augment import stored_size
-from cache import PREPROCESSING, default_cache_dir
 from clip_gcn_image_feature_integration import encode_images, encode_texts
-from dataloader import TrainingSet, require_readable
-from ranks import KS
-from retrieval_data import joint_image_set, read_data_sets, without_test
+from dataloader import joint_image_set, read_data_sets
+from dataset.augment import stored_size
+from dataset.batches import TrainingSet, require_readable
+from dataset.cache import PREPROCESSING, default_cache_dir
+from dataset.overlap import without_test
+from metrics.ranks import KS
+from training import resume
 
 FEATURES = 1  # raise it whenever towers or tokenizer give other features than before
 
@@ -37,7 +38,7 @@ class TrainingData(NamedTuple):
     train_set: TrainingSet
     val_sets: list  # an ImageSet for each data set
     val_texts: list  # for each the features (T, E) of its captions, None where a tower learns
-    left_out: dict  # see retrieval_data.without_test
+    left_out: dict  # see overlap.without_test
     digest: str  # of images, captions and detections
 
 

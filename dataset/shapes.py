@@ -11,7 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 128  # pixels, both sides of a scene
+
+
 MAX_OBJECTS = 20
+
+
 _SMOOTH = 2  # drawn this much larger, then reduced
 
 
@@ -35,11 +39,16 @@ def _box(x0, y0, x1, y1):
 
 
 _SQUARE = _box(-0.5, -0.5, 0.5, 0.5)
+
+
 _BLADES = [
     [(0.07 * math.cos(a - 1.5), 0.07 * math.sin(a - 1.5)), (0.5 * math.cos(a), 0.5 * math.sin(a)),
      (0.07 * math.cos(a + 1.5), 0.07 * math.sin(a + 1.5))] for a in (0, 2.094, 4.189)
 ]  # fmt: skip
+
+
 _WHITE, _DARK, _GREEN = (240, 240, 240), (55, 55, 60), (70, 130, 60)
+
 
 KINDS = {
     "airplane": Kind(("airplane", "plane"), "land", 8, (20, 27), 0.95, ((235, 238, 242),), (
@@ -74,6 +83,8 @@ KINDS = {
     "windmill": Kind(("windmill", "wind turbine"), "any", 8, (20, 26), 1.0, (_WHITE,),
         tuple((blade, None) for blade in _BLADES) + ((_ellipse(0.1, 0.1), (225, 60, 50)),)),
 }  # fmt: skip
+
+
 GROUNDS = {  # phrases, colour, size of the blotches in pixels, their strength
     "grass": (("grass", "a green meadow"), (104, 140, 78), 16, 14),
     "concrete": (("concrete", "grey pavement"), (158, 157, 152), 32, 7),
@@ -88,6 +99,8 @@ GROUNDS = {  # phrases, colour, size of the blotches in pixels, their strength
 
 
 ANYWHERE = (0.0, 0.0, 1.0, 1.0)
+
+
 WINDOWS = {  # intended relation: where the first and the second group go, fractions of the side
     "left": ((0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)),
     "right": ((0.6, 0.0, 1.0, 1.0), (0.0, 0.0, 0.4, 1.0)),

@@ -19,7 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 DIRECTIONS = ("image_to_text", "text_to_image")
+
+
 SAMPLES = 2000
+
+
 _BOUNDS = (2.5, 97.5)  # percentiles
 
 

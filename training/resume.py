@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from backbones.loading import read_weights
 from model import VERSION, save_checkpoint
-from weights import read_weights
 
 # Options that change no result: a resumed run may have others. Where the data lie is one of them,
 # since their content is compared.
+
 FREE = {
     *("data_root", "det_json", "annotations", "cache_gb", "cache_dir", "workers", "device"),
     *("out", "save_every", "resume", "tensorboard", "plot"),

@@ -31,17 +31,26 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-import clip
-import images
-from V_Graph import detection_arrays, load_detections
+from backbones import preprocess
+from dataset import images
+from det_formats.det_json import load_detections
+from V_Graph import detection_arrays
 
 # Raise it whenever `images.open_image`, `images.content_hash`, `clip.resize_and_crop` or
 # `V_Graph.detection_arrays` gives other values than before: caches made until then become stale.
+
 PREPROCESSING = 1
 
+
 _MAGIC = b"FG-CROSS cache 1"  # raise the number when the layout of the file changes
+
+
 _PREAMBLE = struct.Struct("<16sQ16s")
+
+
 _START = 4096  # a whole page, so that the pixels are aligned
+
+
 _REMEDY = "name another folder with --cache-dir, or keep the images in RAM with a larger --cache-gb"
 
 
@@ -133,7 +142,7 @@ def _read_boxes(files, vocabulary):
 
 def _decode(paths, n_px, keep):
     """Decode all images and call keep(i, pixels) for each; returns sizes, hashes and problems."""
-    transform = clip.resize_and_crop(n_px)
+    transform = preprocess.resize_and_crop(n_px)
 
     def read(i):
         try:

@@ -1,16 +1,16 @@
 """Image files: find them and their detections, open them safely, draw object graphs over them."""
 
 import hashlib
-import math
 import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+
+
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
 
 
 def is_image(path):
@@ -134,33 +134,3 @@ def jpeg_fault(content):
 def content_hash(image):
     """A digest of a PIL image's size and pixels: equal for the same picture in another file."""
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
-
-
-def draw_graph(image, graph, scale=None):
-    """Boxes, labels and edges of a `V_Graph.build_graph` over an image; returns a new image.
-
-    The picture is enlarged by `scale` (default: to about 768 pixels) so that labels are readable;
-    an edge is the more opaque the higher its weight, and edges below 0.05 are left out.
-    """
-    scale = scale or max(1, round(768 / max(image.size)))
-    canvas = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
-    pen, font = ImageDraw.Draw(canvas, "RGBA"), ImageFont.load_default(13)
-    boxes = [tuple(scale * v for v in node["box"][:4]) for _, node in graph.nodes(data=True)]
-    for i, j, edge in graph.edges(data=True):
-        if edge["weight"] >= 0.05:
-            alpha = int(60 + 195 * edge["weight"])
-            pen.line([boxes[i][:2], boxes[j][:2]], fill=(255, 255, 255, alpha), width=2)
-    labels = sorted({node["label"] for _, node in graph.nodes(data=True)})
-    for (cx, cy, w, h), (i, node) in zip(boxes, graph.nodes(data=True), strict=True):
-        colour = _COLOURS[labels.index(node["label"]) % len(_COLOURS)]
-        cos, sin = math.cos(node["box"][4]), math.sin(node["box"][4])
-        corners = [
-            (cx + sx * w / 2 * cos - sy * h / 2 * sin, cy + sx * w / 2 * sin + sy * h / 2 * cos)
-            for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))
-        ]
-        pen.polygon(corners, outline=colour, width=2)
-        text = f"{i} {node['label']} {node['score']:.2f}"
-        left, top, right, bottom = pen.textbbox((cx, cy), text, font=font)
-        pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], fill=(0, 0, 0, 150))
-        pen.text((cx, cy), text, fill="white", font=font)
-    return canvas

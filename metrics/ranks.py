@@ -12,7 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 KS = (1, 5, 10)  # of the recalls that the field reports
+
+
 DIRECTIONS = ("image_to_text", "text_to_image")
+
+
 _CHUNK = 1024  # queries ranked at once
 
 

@@ -14,14 +14,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 import clip
-from augment import augmented
-from lora import adapter_parameters
+from backbones import model_config, preprocess
+from backbones.lora import adapter_parameters
+from backbones.model_config import read_definition
+from dataset.augment import augmented
 from loss import batch_loss, keep_learnable, positive_mask
-from model import add_adapters, build, read_definition
+from model import add_adapters, build
 
 WARMUP = 0.1  # fraction of all steps before the decay
+
+
 LARGEST_GRADIENT = 1.0  # norm at which gradients are clipped
+
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 TRAINED = {  # towers that --train names; lora trains adapters on both
     "all": ("visual", "text"),
     "image": ("visual",),
@@ -59,7 +67,7 @@ def start_model(options, labels):
             print(f"--train {options['train']} without --clip: the frozen towers stay random")
         definition = read_definition(options["model"] or "small")
         if options["image_size"] is not None:
-            clip.check_image_size(definition, options["image_size"])
+            model_config.check_image_size(definition, options["image_size"])
             definition = {**definition, "image_size": options["image_size"]}
         model = build(definition, labels, options)
     else:
@@ -150,7 +158,7 @@ def training_pixels(batch, n_px):
     In bf16 the places to sample pixels at would be off by as much as a pixel.
     """
     changes = {key: batch.get(key) for key in ("affine", "colour", "hole")}
-    pixels = augmented(clip.normalize(batch["image"]), n_px, **changes)
+    pixels = augmented(preprocess.normalize(batch["image"]), n_px, **changes)
     # Convolutions take a third less time with channels last; transformers do not care.
     return pixels.contiguous(memory_format=torch.channels_last)
 

@@ -19,13 +19,21 @@ from typing import NamedTuple
 from sklearn.model_selection import train_test_split
 
 SPLITS = ("train", "val", "test")
+
+
 FORMS = ("auto", "txt", "karpathy", "pir")
+
+
 CLEANERS = ("none", "pir")
+
+
 _NEEDED = {
     "txt": "<split>_filename.txt + <split>_caps.txt",
     "karpathy": "dataset*.json",
     "pir": "*_train.json, *_val.json, *_test.json with lists of image and caption",
 }
+
+
 _PIR_WORDS = 30  # PIR cuts a caption after so many
 
 

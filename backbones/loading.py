@@ -5,28 +5,28 @@
 Beside the weights a source may tell the activation that they were trained with; see `Source`.
 """
 
+import hashlib
+import http.client
 import json
+import os
 import re
+import secrets
+import struct
+import urllib.request
 import warnings
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
-from towers import CLIP
-from weights import (
-    HF_ACTIVATIONS,
-    HF_FIELDS,
-    OPENAI,
-    activation_of_script,
-    from_hugging_face,
-    from_open_clip,
-    read_weights,
-    script,
-    state_dict_in,
-)
+from backbones.naming import HF_ACTIVATIONS, HF_FIELDS, from_hugging_face, from_open_clip
+from backbones.towers import CLIP
 
 HUB = "hf-hub:"  # what a name on the Hugging Face hub begins with
+
+
 FILES = {  # configuration: the files of weights that its library writes beside it
     "config.json": ("model.safetensors", "pytorch_model.bin"),
     "open_clip_config.json": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
@@ -251,6 +251,8 @@ _OPEN_CLIP = {
     "vision": {"patch_size": 16, "width": 768, "layers": 12},
     "text": {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12, "heads": 8},
 }
+
+
 _OTHER = {  # what a configuration may say besides: another value makes another network
     "head_width": None,
     "image_size": None,
@@ -311,3 +313,143 @@ def check(source, definition):
     if any(problems.values()):
         found = "; ".join(f"{kind}: {', '.join(n)}" for kind, n in problems.items() if n)
         raise ValueError(f"{source.path}: not the parameters of {definition['name']}; {found}")
+
+
+OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
+
+
+OPENAI = {  # name: SHA-256 of its file, which is part of the URL
+    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+}
+
+
+def read_weights(path, mapped=False):
+    """torch.load without code, on the CPU; raises ValueError that names the file.
+
+    mapped: leave the tensors on the disk until they are used, where the file's format allows it.
+    """
+    if script(path) is not None:
+        raise ValueError(
+            f"{path}: a TorchScript archive, no checkpoint; clip.load and --clip read it"
+        )
+    mapped = mapped and zipfile.is_zipfile(path)  # torch's older format cannot
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises EOFError, KeyError, RuntimeError, UnpicklingError ...
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise ValueError(
+                f"{path}: reading it would run code from the file ({code[1]}), which is refused; "
+                "ask for a plain state dict or a .safetensors file"
+            ) from None
+        kind = type(error).__name__
+        raise ValueError(f"{path}: broken, or more than tensors and numbers ({kind})") from None
+
+
+def state_dict_in(content):
+    """The state dict in what a file holds: bare or under `state_dict`; None for anything else.
+
+    `module.`, which DataParallel puts before every name, is left out.
+    """
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        return None
+    if not all(isinstance(n, str) and torch.is_tensor(t) for n, t in content.items()):
+        return None
+    while content and all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content
+
+
+def script(path):
+    """Code and small constants, bytes each, of a TorchScript archive; None for any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {file.filename: file.file_size for file in archive.infolist()}
+            code = [name for name in files if "/code/" in name]
+            small = [name for name in files if "/constants/" in name and files[name] <= 8]
+            if not code:
+                return None
+            text = b"".join(archive.read(name) for name in code if name.endswith(".py"))
+            return text.decode(errors="replace"), [archive.read(name) for name in small]
+    except (OSError, zipfile.BadZipFile):
+        return None
+
+
+def activation_of_script(code, constants):
+    """ "quickgelu" or "gelu" by what `script` returns; None where it is neither or both of them."""
+    # a traced 1.702 * x keeps its number among the constants, a scripted one in the code
+    numbers = [struct.unpack(_NUMBERS[len(c)], c)[0] for c in constants if len(c) in _NUMBERS]
+    quick = re.search(r"(?<![\d.])1\.702(?!\d)", code) or any(
+        abs(number - 1.702) < 1e-3 for number in numbers
+    )
+    calls, approximate = "torch.gelu(" in code, re.search("approximate=.tanh", code)
+    if quick and not calls:
+        return "quickgelu"
+    return "gelu" if calls and not quick and not approximate else None
+
+
+_NUMBERS = {8: "<d", 4: "<f", 2: "<e"}  # bytes: double, single or half precision
+
+
+def find_openai(name, folder, base_url=OPENAI_URL):
+    """The path of OpenAI's weights of a name in OPENAI, downloaded where they are nowhere yet.
+
+    Looks into `folder`, where any file of that name is taken as it is, then into the cache of
+    OpenAI's own package, `~/.cache/clip`, where files are believed by their SHA-256 only; downloads
+    go there. Raises ValueError with URL, digest and folders where that fails, leaving nothing.
+    """
+    file, digest = re.sub("[/@]", "-", name) + ".pt", OPENAI[name]
+    for known in (file, file.replace("336px", "336")):
+        if (Path(folder) / known).is_file():
+            return Path(folder) / known
+    path = Path(os.path.expanduser("~/.cache/clip")) / file
+    if path.is_file():
+        if _sha256(path) == digest:
+            return path
+        print(f"{path}: not OpenAI's file, its SHA-256 is another; downloaded again")
+    url = f"{base_url}/{digest}/{file}"
+    try:
+        _download(url, digest, path)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ValueError(
+            f"{name}: {url} not downloaded ({error or type(error).__name__}); get the file "
+            f"with SHA-256 {digest} by other means and put it as {file} into {folder} or "
+            f"{path.parent}"
+        ) from None
+    return path
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _download(url, digest, path):
+    """Put a file at `path` once all of it has arrived and has the right SHA-256."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=30) as response, open(temporary, "xb") as file:
+            total = response.length  # None where the server does not say
+            with tqdm(desc=path.name, total=total, unit="B", unit_scale=True) as bar:
+                while block := response.read(2**16):
+                    file.write(block)
+                    bar.update(len(block))
+        size = temporary.stat().st_size
+        if total not in (None, size):
+            raise ValueError(f"it ended after {size} of {total} bytes")
+        if (found := _sha256(temporary)) != digest:
+            raise ValueError(f"what came has the SHA-256 {found}")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""CLIP's preparation of images: resize, crop, normalise."""
+
+import torch
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+
+
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _to_rgb(image):
+    return image.convert("RGB")
+
+
+def resize_and_crop(n_px):
+    """Transform of a PIL image: RGB, short side to n_px, bicubic, then the centre square."""
+    resize = transforms.Resize(n_px, interpolation=InterpolationMode.BICUBIC)
+    return transforms.Compose([_to_rgb, resize, transforms.CenterCrop(n_px)])
+
+
+def normalize(images):
+    """uint8 pixels (..., 3, H, W) to CLIP's normalised float32, on the device they are on."""
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def preprocess(n_px):
+    """CLIP's preprocessing: PIL image to a normalised (3, n_px, n_px) tensor."""
+    return transforms.Compose([resize_and_crop(n_px), transforms.PILToTensor(), normalize])

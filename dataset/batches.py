@@ -1,0 +1,238 @@
+"""Batches: images with their object graphs and, for training, one sentence each.
+
+Randomness is keyed by (seed, epoch, image), so neither the number of workers nor the order of
+reading changes what is drawn. Nothing is replaced or skipped silently.
+
+Sizes in the shapes below: B images, N objects (padded), F node features, C captions of an image.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import simple_tokenizer
+from dataset.annotations import normal_form
+from dataset.augment import draw_affine, draw_colour, draw_hole, move_boxes
+from dataset.cache import read_images
+from V_Graph import arrays_from_boxes, published_arrays
+
+# ------------------------------------------------------------------ images with graphs
+
+
+class ImageSet(Dataset):
+    """Images with their graphs, decoded once: see cache.py.
+
+    paths: image files; detections: a detection file or None for each. exchange: a seed, to give
+    every image another's graph; edges=False leaves the edges out; published=True gives graphs by
+    `V_Graph.published_arrays`. An item is a dict of image (3, n_px, n_px) uint8, nodes (N, F),
+    adjacency (N, N), mask (N) and index; no randomness. Where `features` (I, E), those of a frozen
+    tower, are set, their row stands as image_features in the image's place.
+    Images that cannot be read are in `problems`: call `require_readable` before using a set.
+    """
+
+    def __init__(
+        self,
+        paths,
+        detections,
+        n_px,
+        vocabulary,
+        max_objects,
+        cache_gb=4,
+        cache_dir=None,
+        exchange=None,
+        edges=True,
+        published=False,
+    ):
+        self.paths, self.n_px, self.vocabulary = [Path(p) for p in paths], n_px, vocabulary
+        self.max_objects, self.edges, self.published = max_objects, edges, published
+        self.features = None
+        decoded = read_images(self.paths, detections, n_px, vocabulary, cache_gb, cache_dir)
+        self.pixels, self.sizes, self.boxes = decoded.pixels, decoded.sizes, decoded.boxes
+        self.hashes, self.problems = decoded.hashes, decoded.problems
+        self.source = np.arange(len(paths))  # whose graph an image gets
+        if exchange is not None:  # a cycle through all images, so that none keeps its own
+            order = np.random.default_rng(exchange).permutation(len(paths))
+            self.source[order] = np.roll(order, 1)
+        self.missing = sum(file is None for file in detections)
+        if published:
+            self.dropped = sum(int((slots >= len(vocabulary) - 1).sum()) for slots, _ in self.boxes)
+        else:
+            self.dropped = sum(max(0, len(slots) - max_objects) for slots, _ in self.boxes)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def item(self, i, affine=None, graph=True):
+        """Item i, its detections moved by `affine` (2, 3), or without its graph."""
+        source = self.source[i]
+        size, (slots, boxes) = self.sizes[source], self.boxes[source]
+        if not graph:
+            slots, boxes = slots[:0], boxes[:0]
+        if affine is not None:
+            slots, boxes, size = move_boxes(slots, boxes, size, affine)
+        if self.published:
+            arrays = published_arrays(slots, boxes)
+        else:
+            arrays = arrays_from_boxes(slots, boxes, size, self.max_objects, len(self.vocabulary))
+        has = {"image": self.pixels} if self.features is None else {"image_features": self.features}
+        return {
+            **{name: values[i] for name, values in has.items()},
+            "nodes": torch.from_numpy(arrays.nodes),
+            "adjacency": torch.from_numpy(arrays.adjacency if self.edges else 0 * arrays.adjacency),
+            "mask": torch.from_numpy(arrays.mask),
+            "index": i,
+        }
+
+    def __getitem__(self, i):
+        return self.item(i)
+
+    def batches(self, batch_size, workers=0, pin_memory=False):
+        """The images in order, in batches of stacked items."""
+        return Loader(
+            self,
+            batch_size,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_group,
+        )
+
+    def counts(self):
+        """What is missing or left out, in words."""
+        kind = "of other labels" if self.published else f"beyond {self.max_objects}"
+        return (
+            f"{self.missing} of {len(self)} images without a detection file, "
+            f"{self.dropped} objects {kind} dropped"
+        )
+
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+_CAN_BLOCK = hasattr(signal, "pthread_sigmask")  # not on Windows
+
+
+class Loader(DataLoader):
+    """A DataLoader whose processes leave Ctrl-C and `timeout` to the script, which may save first.
+
+    Signals to the whole process group would end a loader process, and with it the script.
+    """
+
+    def __iter__(self):
+        if not _CAN_BLOCK:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until `_leave_group`
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_group(_):
+    """Begin a loader process: forget signals to the group so far, and leave it."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    if _CAN_BLOCK:
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by it the script ends its loaders
+
+
+def require_readable(*image_sets):
+    """Raise one ValueError for all missing and unreadable images, with the first ten."""
+    problems = [problem for image_set in image_sets for problem in image_set.problems]
+    if problems:
+        first = "\n  ".join(problems[:10])
+        raise ValueError(f"{len(problems)} images are missing or unreadable:\n  {first}")
+
+
+# ------------------------------------------------------------------ training
+
+
+class TrainingSet(Dataset):
+    """An ImageSet with one caption per image and epoch, drawn by (seed, epoch, image).
+
+    records: one for each image; an image whose record has no captions is left out. Items are asked
+    for by (epoch, i); they add the caption's tokens and ids and, as far as there is augmentation,
+    affine (2, 3), colour (2, 3) and hole (2). With `text_features` (captions, E), those of a frozen
+    tower, set, they add the caption's row.
+    """
+
+    def __init__(self, image_set, records, definition, augment, drop_graphs, seed):
+        self.image_set, self.augment, self.seed = image_set, augment, seed
+        self.n_px, self.drop_graphs = definition["image_size"], drop_graphs
+        self.captions = [caption for record in records for caption in record.captions]
+        self.text_features = None
+        self.first = np.cumsum([0] + [len(record.captions) for record in records])
+        self.used = np.flatnonzero(np.diff(self.first))
+        length = definition["text"]["context_length"]
+        self.tokens = simple_tokenizer.tokenize(self.captions, length)  # (captions, length)
+        forms = {}
+        ids = [forms.setdefault(normal_form(caption), len(forms)) for caption in self.captions]
+        self.text_ids = torch.tensor(ids)
+
+    def __len__(self):
+        return len(self.used)
+
+    def __getitem__(self, key):
+        epoch, i = key
+        rng = np.random.default_rng((self.seed, epoch, i))
+        own = range(self.first[i], self.first[i + 1])
+        caption = own[int(rng.integers(len(own)))]
+        graph = rng.random() >= self.drop_graphs
+        moves = set(self.augment) & {"crop", "flip", "turn"}
+        affine = draw_affine(rng, self.augment) if moves else None
+        item = self.image_set.item(i, affine, graph)
+        if affine is not None:
+            item["affine"] = torch.from_numpy(affine).float()
+        if "colour" in self.augment:
+            item["colour"] = torch.from_numpy(draw_colour(rng)).float()
+        if "erase" in self.augment:
+            item["hole"] = torch.from_numpy(draw_hole(rng)).float()
+        if self.text_features is not None:
+            item["text_features"] = self.text_features[caption]
+        return {
+            **item,
+            "text": self.tokens[caption],
+            "text_id": self.text_ids[caption],
+            "caption_ids": self.text_ids[own.start : own.stop],
+        }
+
+    def batches(self, epoch, batch_size, workers=0, pin_memory=False, start=0):
+        """The epoch's batches from number `start` on, images shuffled by (seed, epoch).
+
+        A last, smaller batch is dropped.
+        """
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.used)
+        sampler = [(epoch, int(i)) for i in order[start * batch_size :]]
+        return Loader(
+            self,
+            batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            collate_fn=collate,
+            drop_last=len(self) >= batch_size,
+            worker_init_fn=_leave_group,
+        )
+
+
+def collate(items):
+    """Stack items; texts are cut after the longest, caption ids padded with -1 to (B, C)."""
+    special = ("index", "text", "caption_ids")
+    stacked = [key for key in items[0] if key not in special]
+    batch = {key: torch.stack([item[key] for item in items]) for key in stacked}
+    batch["index"] = torch.tensor([item["index"] for item in items])
+    batch["text"] = trim(torch.stack([item["text"] for item in items]))
+    batch["caption_ids"] = torch.nn.utils.rnn.pad_sequence(
+        [item["caption_ids"] for item in items], batch_first=True, padding_value=-1
+    )
+    return batch
+
+
+def trim(tokens):
+    """Token ids (B, L) cut after the last end token of the batch: what follows changes nothing."""
+    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]

@@ -1,0 +1,1 @@
+"""Formats of detections, one reader each."""
