@@ -19,7 +19,7 @@ import networkx as nx
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from det_formats.det_json import LABELS, load_detections, read_labels
+from det_formats.det_json import LABELS, load_detections, read_label_map
 
 _COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
 
@@ -60,7 +60,7 @@ MAX_OBJECTS = 20  # as published
 GEOMETRY = 7  # columns of node features after the K label columns
 
 
-REACH = 0.1  # fraction of the image diagonal over which an edge's weight falls to 1 / e
+EDGE_DECAY = 0.1  # fraction of the image diagonal over which an edge's weight falls to 1 / e
 
 
 SLOTS = 20  # side of the published matrices
@@ -78,25 +78,25 @@ def _distances(boxes):
     return np.sqrt((steps**2).sum(-1))
 
 
-def build_graph(detections, image_size):
+def build_graph(detections, size):
     """All detections as an undirected networkx.Graph; no label is dropped.
 
-    image_size: (width, height) in pixels. Nodes carry label, box (six numbers as in the file),
+    size: (width, height) in pixels. Nodes carry label, box (six numbers as in the file),
     area (fraction of the image) and score. Edges carry distance (fraction of the diagonal),
     bearing (radians from the lower-numbered node to the other) and weight, exp(-distance / 0.1).
     """
-    graph = nx.Graph(image_size=tuple(image_size))
+    graph = nx.Graph(size=tuple(size))
     for i, detection in enumerate(detections):
         *_, w, h, _, score = box = detection["bbox"]
-        area = w * h / (image_size[0] * image_size[1])
+        area = w * h / (size[0] * size[1])
         graph.add_node(i, label=detection["label"], box=tuple(box), area=area, score=score)
     boxes = _box_array(detections)
-    distances = _distances(boxes) / math.hypot(*image_size)
+    distances = _distances(boxes) / math.hypot(*size)
     for i in range(len(boxes)):
         for j in range(i + 1, len(boxes)):
             x, y = boxes[j, :2] - boxes[i, :2]
             distance = float(distances[i, j])
-            weight = math.exp(-distance / REACH)
+            weight = math.exp(-distance / EDGE_DECAY)
             graph.add_edge(i, j, distance=distance, bearing=math.atan2(y, x), weight=weight)
     return graph
 
@@ -110,27 +110,27 @@ class GraphArrays(NamedTuple):
     dropped: int  # objects beyond max_objects
 
 
-def detection_arrays(detections, vocabulary):
+def detection_arrays(detections, label_map):
     """Detections as slots (n) int and boxes (n, 6) float, for `arrays_from_boxes`."""
-    slots = np.array([vocabulary.slot(d["label"]) for d in detections], dtype=int)
-    return slots, _box_array(detections)
+    class_ids = np.array([label_map.class_id(d["label"]) for d in detections], dtype=int)
+    return class_ids, _box_array(detections)
 
 
 def _box_array(detections):
     return np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
 
 
-def arrays_from_boxes(slots, boxes, image_size, max_objects, labels):
+def arrays_from_boxes(class_ids, boxes, size, max_objects, labels):
     """`graph_arrays` for detections that are arrays already; labels: K."""
     area = boxes[:, 2] * boxes[:, 3]
     # Slot, side and angle come last, so that the order in the file never matters.
-    keys = boxes[:, 4], boxes[:, 2], slots, boxes[:, 1], boxes[:, 0], -area, -boxes[:, 5]
+    keys = boxes[:, 4], boxes[:, 2], class_ids, boxes[:, 1], boxes[:, 0], -area, -boxes[:, 5]
     order = np.lexsort(keys)[:max_objects]
     dropped = len(boxes) - len(order)
-    slots, boxes, area = slots[order], boxes[order], area[order]
-    n, (width, height) = len(order), image_size
+    class_ids, boxes, area = class_ids[order], boxes[order], area[order]
+    n, (width, height) = len(order), size
     nodes = np.zeros((max_objects, labels + GEOMETRY), dtype=np.float32)
-    nodes[np.arange(n), slots] = 1
+    nodes[np.arange(n), class_ids] = 1
     cx, cy, w, h, angle, score = boxes.T
     # Exchanging w and h flips the sign of the first factor, turning by pi / 2 that of the second:
     # the same box has the same features, and a square has no direction.
@@ -147,24 +147,24 @@ def arrays_from_boxes(slots, boxes, image_size, max_objects, labels):
     for i, column in enumerate(columns):
         nodes[:n, labels + i] = column
     adjacency = np.zeros((max_objects, max_objects), dtype=np.float32)
-    adjacency[:n, :n] = np.exp(_distances(boxes) / (-REACH * math.hypot(*image_size)))
+    adjacency[:n, :n] = np.exp(_distances(boxes) / (-EDGE_DECAY * math.hypot(*size)))
     np.fill_diagonal(adjacency, 0)
     return GraphArrays(nodes, adjacency, np.arange(max_objects) < n, dropped)
 
 
-def graph_arrays(detections, image_size, max_objects=MAX_OBJECTS, vocabulary=None):
+def graph_arrays(detections, size, max_objects=MAX_OBJECTS, label_map=None):
     """Detections to node features, adjacency and mask, padded to N = max_objects.
 
-    image_size: (width, height) in pixels. A node's F = K + 7 features are its label, one-hot, then
+    size: (width, height) in pixels. A node's F = K + 7 features are its label, one-hot, then
     centre in [-1, 1] by side, log area, elongation times cosine and sine of the doubled angle,
     elongation, score: nothing depends on the image's resolution. Edge weights are
     exp(-distance / 0.1), the distance a fraction of the diagonal: near objects count, coincident
     ones have 1. Beyond max_objects the lowest scores go first, then smaller areas, then the larger
     cx, cy.
     """
-    vocabulary = vocabulary or read_labels()
-    slots, boxes = detection_arrays(detections, vocabulary)
-    return arrays_from_boxes(slots, boxes, image_size, max_objects, len(vocabulary))
+    label_map = label_map or read_label_map()
+    class_ids, boxes = detection_arrays(detections, label_map)
+    return arrays_from_boxes(class_ids, boxes, size, max_objects, len(label_map))
 
 
 # ------------------------------------------------------------------ published matrices
@@ -182,32 +182,32 @@ def build_matrices(path, rule="class"):
         raise ValueError(f"rule: expected 'class' or 'object', found {rule!r}")
     detections = load_detections(path)
     if rule == "class":
-        slots = [PUBLISHED_LABELS.get(d["label"], SLOTS) for d in detections]
+        class_ids = [PUBLISHED_LABELS.get(d["label"], SLOTS) for d in detections]
     else:
-        slots = range(len(detections))
-    adjacency, degree = _matrices(np.array(slots, dtype=int), _box_array(detections))
+        class_ids = range(len(detections))
+    adjacency, degree = _matrices(np.array(class_ids, dtype=int), _box_array(detections))
     return adjacency, degree / (1 if rule == "class" else 255**2)
 
 
-def published_arrays(slots, boxes):
+def published_arrays(class_ids, boxes):
     """What the published code makes of an image's detections, as a GraphArrays, all 20 slots real.
 
     slots: (n), of a vocabulary of the published labels; other labels are skipped. boxes: (n, 6).
     nodes are the degree matrix and adjacency is unbounded, both (20, 20), by `build_matrices`'
     rule "class".
     """
-    slots = np.where(slots < len(PUBLISHED_LABELS), slots, SLOTS)
-    adjacency, degree = (matrix.astype(np.float32) for matrix in _matrices(slots, boxes))
+    class_ids = np.where(class_ids < len(PUBLISHED_LABELS), class_ids, SLOTS)
+    adjacency, degree = (matrix.astype(np.float32) for matrix in _matrices(class_ids, boxes))
     return GraphArrays(degree, adjacency, np.ones(SLOTS, dtype=bool), 0)
 
 
-def _matrices(slots, boxes):
+def _matrices(class_ids, boxes):
     """Adjacency and degree (20, 20) of objects in slots; those beyond the last are skipped."""
-    slots, boxes = slots[slots < SLOTS], boxes[slots < SLOTS]
+    class_ids, boxes = class_ids[class_ids < SLOTS], boxes[class_ids < SLOTS]
     areas = boxes[:, 2] * boxes[:, 3] * np.abs(boxes[:, 5])
     distances = _distances(boxes)
     inverse = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
-    members = np.eye(SLOTS)[slots]  # (n, 20)
+    members = np.eye(SLOTS)[class_ids]  # (n, 20)
     adjacency = members.T @ inverse @ members
     np.fill_diagonal(adjacency, 0)
     return adjacency, np.diag(members.T @ areas)
@@ -237,8 +237,8 @@ def main(arguments=None):
     edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["weight"])[:5]
     for i, j, edge in edges:
         print(f"  edge {i}-{j}: weight {edge['weight']:.3f}, distance {edge['distance']:.3f}")
-    vocabulary = read_labels(options.labels)
-    arrays = graph_arrays(detections, image.size, options.max_objects, vocabulary)
+    label_map = read_label_map(options.labels)
+    arrays = graph_arrays(detections, image.size, options.max_objects, label_map)
     print(
         f"nodes {arrays.nodes.shape}, adjacency {arrays.adjacency.shape}, "
         f"{arrays.mask.sum()} objects, {arrays.dropped} dropped"

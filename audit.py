@@ -25,7 +25,7 @@ from clip_gcn_image_feature_integration import output_path
 from dataloader import add_source_options, sources
 from dataset import images
 from dataset.annotations import read_annotations
-from det_formats.det_json import LABELS, load_detections, read_labels
+from det_formats.det_json import LABELS, load_detections, read_label_map
 from metrics.ranks import KS
 from V_Graph import MAX_OBJECTS
 
@@ -180,7 +180,7 @@ def coverage(paths, files, objects, max_objects):
     }
 
 
-def detection_figures(found, folder, vocabulary, max_objects):
+def detection_figures(found, folder, label_map, max_objects):
     """Coverage by split, labels, and files that cannot be used: those count as without objects."""
     unusable, objects = [], {}
     every = [path for own in found.index.values() for path in own]
@@ -197,7 +197,7 @@ def detection_figures(found, folder, vocabulary, max_objects):
     labels = Counter(d["label"] for own in objects.values() for d in own)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unknown labels, which are counted here
-        other = {k: n for k, n in labels.items() if vocabulary.slot(k) == len(vocabulary) - 1}
+        other = {k: n for k, n in labels.items() if label_map.class_id(k) == len(label_map) - 1}
     result = {"folder": str(folder), "unusable_detections": unusable, "splits": {}}
     for split, records in found.splits.items():
         paths = [found.paths[r.name] for r in records if r.name in found.paths]
@@ -208,7 +208,7 @@ def detection_figures(found, folder, vocabulary, max_objects):
 # ------------------------------------------------------------------ the two reports
 
 
-def audit(name, found, det_json, vocabulary, max_objects=MAX_OBJECTS):
+def audit(name, found, det_json, label_map, max_objects=MAX_OBJECTS):
     """All that is counted in a Scan, as a dict for JSON."""
     train, splits = found.splits.get("train", []), found.splits
     names = {r.name: images.without_suffix(r.name) for records in splits.values() for r in records}
@@ -221,7 +221,7 @@ def audit(name, found, det_json, vocabulary, max_objects=MAX_OBJECTS):
         "images_without_captions": found.annotations.empty,
         "splits": figures,
         "images": {"read": len(found.hashes), **found.faults, **same},
-        "detections": detection_figures(found, det_json, vocabulary, max_objects),
+        "detections": detection_figures(found, det_json, label_map, max_objects),
     }
 
 
@@ -292,8 +292,8 @@ def main(arguments=None):
         det_json = Path(source.det_json or source.root / "det_json")
         if source.det_json and not det_json.is_dir():
             raise ValueError(f"{det_json}: no such folder; check --det-json")
-        vocabulary, found = read_labels(options.labels), scan(source.root, source.form)
-        result = audit(source.name, found, det_json, vocabulary, options.max_objects)
+        label_map, found = read_label_map(options.labels), scan(source.root, source.form)
+        result = audit(source.name, found, det_json, label_map, options.max_objects)
     print("\n".join(report_lines(result)))
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

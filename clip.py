@@ -18,7 +18,7 @@ import torch
 
 from backbones.export import NAMINGS, check_out, how_to_load, write
 from backbones.loading import HUB, OPENAI, check, find_hub, find_openai, read_source
-from backbones.model_config import MODELS, definition_of, resized
+from backbones.model_configs import MODELS, model_config_of, resized
 from backbones.preprocess import preprocess
 from backbones.towers import ACTIVATIONS, CLIP
 from model import is_checkpoint, load_checkpoint
@@ -68,18 +68,18 @@ def load(name_or_path, device="cpu", activation=None, image_size=None):
     """
     source = _source(str(name_or_path))
     try:
-        definition = definition_of(source.weights)
+        model_config = model_config_of(source.weights)
     except ValueError as error:
         raise ValueError(f"{source.path}: {error}") from None
-    check(source, definition)
-    definition["activation"] = _pick_activation(source, activation)
+    check(source, model_config)
+    model_config["activation"] = _pick_activation(source, activation)
     weights = source.weights
     if image_size is not None:
-        weights, definition = resized(weights, definition, image_size)
-    model = CLIP(definition)
+        weights, model_config = resized(weights, model_config, image_size)
+    model = CLIP(model_config)
     model.load_state_dict(weights)
-    model.definition, model.path = definition, source.path
-    return model.to(device).eval(), preprocess(definition["image_size"])
+    model.model_config, model.path = model_config, source.path
+    return model.to(device).eval(), preprocess(model_config["image_size"])
 
 
 def _source(name):
@@ -132,10 +132,10 @@ def export(checkpoint, out, naming="open_clip", activation=None):
     out = Path(out)
     _check_other(out, checkpoint)
     check_out(out, naming)
-    weights, definition, path = _plain(checkpoint, activation)
+    weights, model_config, path = _plain(checkpoint, activation)
     _check_other(out, path)  # of a folder's or a name's
-    write(weights, definition, out, naming)
-    return definition
+    write(weights, model_config, out, naming)
+    return model_config
 
 
 def _check_other(out, path):
@@ -147,21 +147,21 @@ def _plain(checkpoint, activation):
     """Weights, definition and file of the CLIP in a checkpoint of ours or in what `load` takes."""
     if is_clip_source(checkpoint) or not is_checkpoint(checkpoint):
         model, _ = load(checkpoint, activation=activation)
-        definition, path = model.definition, model.path
+        model_config, path = model.model_config, model.path
     else:
         model, content = load_checkpoint(checkpoint)
-        definition, path = {"activation": "quickgelu", **content["definition"]}, checkpoint
-        if activation not in (None, definition["activation"]):
+        model_config, path = {"activation": "quickgelu", **content["definition"]}, checkpoint
+        if activation not in (None, model_config["activation"]):
             raise ValueError(
-                f"{checkpoint}: its activation is {definition['activation']}, not {activation}; "
+                f"{checkpoint}: its activation is {model_config['activation']}, not {activation}; "
                 "leave out --activation"
             )
-    if definition["text"]["layers"] == 0:
+    if model_config["text"]["layers"] == 0:
         raise ValueError(f"{checkpoint}: no other program has a text tower without layers")
     with torch.device("meta"):  # names only, no memory
-        names = CLIP(definition).state_dict()
+        names = CLIP(model_config).state_dict()
     weights = model.state_dict()
-    return {name: weights[name].contiguous() for name in names}, definition, path
+    return {name: weights[name].contiguous() for name in names}, model_config, path
 
 
 def main(arguments=None):
@@ -180,9 +180,9 @@ def main(arguments=None):
     command.add_argument("--activation", choices=ACTIVATIONS, help="where weights do not tell it")
     options = parser.parse_args(arguments)
     out, naming = options.out, options.naming
-    definition = export(options.checkpoint, out, naming, options.activation)
-    print(f"{out}: the CLIP of {options.checkpoint}, activation {definition['activation']}")
-    print("\n".join(["load it with", *how_to_load(out, naming, definition)]))
+    model_config = export(options.checkpoint, out, naming, options.activation)
+    print(f"{out}: the CLIP of {options.checkpoint}, activation {model_config['activation']}")
+    print("\n".join(["load it with", *how_to_load(out, naming, model_config)]))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from backbones.towers import ACTIVATIONS
 from dataloader import add_data_options
 from dataset.batches import ImageSet, require_readable, trim
 from dataset.images import is_image, match_detections
-from det_formats.det_json import LABELS, Vocabulary, read_labels
+from det_formats.det_json import LABELS, LabelMap, read_label_map
 from model import add_model_options, build, is_checkpoint, load_checkpoint
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
@@ -102,11 +102,11 @@ def load_model(name_or_path, device, activation=None):
         raise ValueError(
             f"{name_or_path}: not an FG-CROSS checkpoint; as a CLIP: {error}"
         ) from None
-    labels = read_labels(LABELS).lines
-    model = build(plain.definition, labels, options)
+    labels = read_label_map(LABELS).lines
+    model = build(plain.model_config, labels, options)
     model.load_state_dict(plain.state_dict())
-    options["activation"] = plain.definition["activation"]
-    checkpoint = {"definition": plain.definition, "labels": labels, "options": options}
+    options["activation"] = plain.model_config["activation"]
+    checkpoint = {"definition": plain.model_config, "labels": labels, "options": options}
     checkpoint["path"] = plain.path
     return model.to(device).eval(), checkpoint
 
@@ -197,11 +197,11 @@ def verify(model, images, device):
     try:
         images.source = np.roll(own, 1)
         moved = (encode_images(model, images, device)["fused"] - fused).abs().amax(dim=1)
-        images.boxes = [(slots[:0], boxes[:0]) for slots, boxes in empty]
+        images.boxes = [(class_ids[:0], boxes[:0]) for class_ids, boxes in empty]
         bare = encode_images(model, images, device)
     finally:
         images.source, images.boxes = own, empty
-    has = torch.tensor([len(slots) > 0 for slots, _ in images.boxes])
+    has = torch.tensor([len(class_ids) > 0 for class_ids, _ in images.boxes])
     least = moved[has].min().item() if has.any() else 0.0
     promise = "own graph: another image's changes the embedding"
     results.append((promise, least > tolerance or len(own) < 2, f"least change {least:.1e}"))
@@ -218,14 +218,14 @@ def load_images(paths, names, det_json, checkpoint):
     """
     if det_json and not Path(det_json).is_dir():
         raise ValueError(f"{det_json}: no such folder; check --det-json")
-    n_px, vocabulary = checkpoint["definition"]["image_size"], Vocabulary(checkpoint["labels"])
+    image_size, label_map = checkpoint["definition"]["image_size"], LabelMap(checkpoint["labels"])
     found = match_detections(names, det_json) if det_json else {}
     if det_json and checkpoint["options"]["graph"] == "none":
         print("this model has no graph branch: detections change nothing")
     detections = [found.get(name) for name in names]
     published = checkpoint["options"]["graph"] == "published"
     max_objects = checkpoint["options"]["max_objects"]
-    images = ImageSet(paths, detections, n_px, vocabulary, max_objects, published=published)
+    images = ImageSet(paths, detections, image_size, label_map, max_objects, published=published)
     require_readable(images)
     print(images.counts())
     return images

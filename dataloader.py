@@ -170,9 +170,9 @@ class RetrievalData:
                 detections.append(self.detections.get(path))
         return paths, detections, problems
 
-    def image_set(self, split, n_px, vocabulary):
+    def image_set(self, split, image_size, label_map):
         """The split's ImageSet, in the order of its records; says what is missing."""
-        return joint_image_set([self], split, n_px, vocabulary)
+        return joint_image_set([self], split, image_size, label_map)
 
     def report(self):
         """Print the origin and sizes of the splits, and what was blank."""
@@ -188,15 +188,15 @@ class RetrievalData:
                 print(f"{self.name}: {len(places)} {what}: {', '.join(places[:10])}{more}")
 
 
-def joint_image_set(data_sets, split, n_px, vocabulary):
+def joint_image_set(data_sets, split, image_size, label_map):
     """One ImageSet of a split of all data sets, one after another; says what is missing."""
     options, parts = data_sets[0].options, [data.files(split) for data in data_sets]
     paths, detections, problems = (sum(column, []) for column in zip(*parts, strict=True))
     result = ImageSet(
         paths,
         detections,
-        n_px,
-        vocabulary,
+        image_size,
+        label_map,
         options["max_objects"],
         options["cache_gb"],
         options["cache_dir"],

@@ -43,7 +43,7 @@ from clip_gcn_image_feature_integration import (
 from dataloader import RetrievalData, add_data_options, sources
 from dataset.annotations import normal_form
 from dataset.batches import require_readable
-from det_formats.det_json import Vocabulary
+from det_formats.det_json import LabelMap
 from metrics import page
 from metrics.intervals import bootstrap, compare
 from metrics.ranks import (
@@ -88,10 +88,10 @@ def metrics(image_to_text, text_to_image, ks=KS):
 # ------------------------------------------------------------------ features, models
 
 
-def from_features(image_features, text_features, text_to_image, captions=None):
+def from_features(image_features, text_features, image_of_text, captions=None):
     """The `ranks.Retrieval` of features (I, E) and (T, E), scored by their products in float64.
 
-    text_to_image: (T,). With `captions`, the T strings, identical ones (stripped, case folded)
+    image_of_text: (T,). With `captions`, the T strings, identical ones (stripped, case folded)
     count as the same caption. Equal features are scored once, in an order of their own: ties are
     exact, and neither batch size nor row order matters.
     """
@@ -101,7 +101,7 @@ def from_features(image_features, text_features, text_to_image, captions=None):
     groups = None
     if captions is not None:
         groups = np.unique([normal_form(text) for text in captions], return_inverse=True)[1]
-    return retrieval(scores, text_to_image, text_index, groups)
+    return retrieval(scores, image_of_text, text_index, groups)
 
 
 def _distinct(features):
@@ -117,12 +117,12 @@ def measure(found, ks=KS):
     return {**counts, **metrics(*found.ranks(), ks)}
 
 
-def retrieval_metrics(image_features, text_features, text_to_image, captions=None, ks=KS):
+def retrieval_metrics(image_features, text_features, image_of_text, captions=None, ks=KS):
     """The protocol on features, which are given as to `from_features`: the dict of `measure`.
 
     Raises ValueError on NaN, on an image without caption, and on a k beyond the gallery.
     """
-    return measure(from_features(image_features, text_features, text_to_image, captions), ks)
+    return measure(from_features(image_features, text_features, image_of_text, captions), ks)
 
 
 def retrieve(
@@ -201,17 +201,17 @@ def prepare(options, given, load):
 
 def _shared_images(decoded, data, split, saved):
     """The split's ImageSet; one that an earlier checkpoint had too is not decoded again."""
-    settings, n_px = data.options, saved["definition"]["image_size"]
+    settings, image_size = data.options, saved["definition"]["image_size"]
     exchanged = settings["seed"] if settings["graph_control"] == "exchanged" else None
     published = settings["graph"] == "published"
     how = settings["max_objects"], settings["graph_control"], exchanged, published
-    key = str((data.files(split), n_px, saved["labels"], how))
+    key = str((data.files(split), image_size, saved["labels"], how))
     place = data.name, split, data.annotations.origin
     if place not in decoded:
         decoded[place] = None
         data.report()
     if key not in decoded:
-        decoded[key] = data.image_set(split, n_px, Vocabulary(saved["labels"]))
+        decoded[key] = data.image_set(split, image_size, LabelMap(saved["labels"]))
         require_readable(decoded[key])
     return decoded[key]
 

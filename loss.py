@@ -72,7 +72,7 @@ def info_nce(scores, positives, logit_scale):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def keep_learnable(logit_scale):
+def clamp_logit_scale(logit_scale):
     """Pull the parameter back below its bound, in place: beyond it there is no gradient to."""
     with torch.no_grad():
         logit_scale.clamp_(max=math.log(MAX_SCALE) - 1e-4)

@@ -19,9 +19,9 @@ from torch import nn
 
 from backbones.loading import read_weights, state_dict_in
 from backbones.lora import adapt, merge
-from backbones.model_config import definition_of
+from backbones.model_configs import model_config_of
 from backbones.towers import CLIP
-from det_formats.det_json import Vocabulary
+from det_formats.det_json import LabelMap
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
 
 GRAPHS = ("object", "none", "published")
@@ -70,14 +70,14 @@ class FGCross(CLIP):
     """CLIP whose image embedding also holds the image's object graph."""
 
     def __init__(
-        self, definition, labels, graph="object", fusion="sum", image_encoder_ratio=(0.5, 0.5)
+        self, model_config, labels, graph="object", fusion="sum", image_encoder_ratio=(0.5, 0.5)
     ):
         """labels: K, the slots of the vocabulary, "other" included."""
-        super().__init__(definition)
+        super().__init__(model_config)
         self.graph, self.fusion, self.ratio = graph, fusion, tuple(image_encoder_ratio)
         if graph == "none":
             return
-        width = definition["embed_dim"]
+        width = model_config["embed_dim"]
         if graph == "object":
             self.node_projection = nn.Linear(labels + GEOMETRY, width)
         self.gcn1 = GCNConv(width, width)
@@ -168,12 +168,12 @@ FIELDS = {"weights", "definition", "labels", "options"}
 PUBLISHED = "gcn1.lin.weight"  # in a plain state dict: the published FG-CROSS
 
 
-def build(definition, labels, options):
+def build(model_config, labels, options):
     """A model with random weights. labels: vocabulary lines; options: dict with the model's."""
     kind = PublishedFGCross if options["graph"] == "published" else FGCross
     return kind(
-        definition,
-        len(Vocabulary(labels)),
+        model_config,
+        len(LabelMap(labels)),
         options["graph"],
         options["fusion"],
         options["image_encoder_ratio"],
@@ -187,7 +187,7 @@ def add_adapters(model, options):
         adapt(model, int(rank), alpha, dropout)
 
 
-def save_checkpoint(path, model, definition, labels, options, **state):
+def save_checkpoint(path, model, model_config, labels, options, **state):
     """Write a self-describing checkpoint, whole or not at all; OSError names the file.
 
     state: epoch, best_score and whatever else may be needed, of types that load without unpickling
@@ -198,7 +198,7 @@ def save_checkpoint(path, model, definition, labels, options, **state):
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    content = {"weights": weights, "definition": definition, "labels": labels, "options": options}
+    content = {"weights": weights, "definition": model_config, "labels": labels, "options": options}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -234,10 +234,10 @@ def _recognised(content):
 def _of_published(weights):
     """A state dict of the published FG-CROSS as a checkpoint; its ratio is the published one."""
     plain = {n: tensor for n, tensor in weights.items() if n.split(".")[0] not in NEW_LAYERS}
-    definition = {**definition_of(plain), "activation": "quickgelu"}
+    model_config = {**model_config_of(plain), "activation": "quickgelu"}
     options = {"graph": "published", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
-    options |= {"model": definition["name"], "labels": None, "max_objects": MAX_OBJECTS}
-    content = {"weights": weights, "definition": definition, "options": options}
+    options |= {"model": model_config["name"], "labels": None, "max_objects": MAX_OBJECTS}
+    content = {"weights": weights, "definition": model_config, "options": options}
     return {"version": VERSION, "labels": list(PUBLISHED_LABELS), **content}
 
 

@@ -26,7 +26,7 @@ from clip_gcn_image_feature_integration import (
     pick_device,
 )
 from dataloader import add_data_options, add_training_data_options, augmentations
-from det_formats.det_json import LABELS, Vocabulary, read_labels
+from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
 from loss import add_loss_options
 from model import add_adapters, add_model_options, build, save_checkpoint
@@ -129,16 +129,16 @@ def require_sense(options, defaults):
 def start(options, checkpoint):
     """(model, definition, vocabulary), fresh or as a stopped run left them."""
     if checkpoint is None:
-        vocabulary = read_labels(options["labels"] or LABELS)
+        label_map = read_label_map(options["labels"] or LABELS)
         if options["graph"] == "published":
-            vocabulary = Vocabulary(PUBLISHED_LABELS)
-        model, definition = start_model(options, vocabulary.lines)
-        options["model"] = definition["name"]
-        return model, definition, vocabulary
+            label_map = LabelMap(PUBLISHED_LABELS)
+        model, model_config = start_model(options, label_map.lines)
+        options["model"] = model_config["name"]
+        return model, model_config, label_map
     model = build(checkpoint["definition"], checkpoint["labels"], options)
     add_adapters(model, options)
     model.load_state_dict(checkpoint["weights"])
-    return model, checkpoint["definition"], Vocabulary(checkpoint["labels"])
+    return model, checkpoint["definition"], LabelMap(checkpoint["labels"])
 
 
 def train_one_epoch(learner, train_set, options, progress, after_step):
@@ -205,8 +205,8 @@ def main(arguments=None):
     for leftover in out.glob("*.pth.*.tmp"):  # of a run that was killed while it saved
         leftover.unlink()
 
-    model, definition, vocabulary = start(options, checkpoint)
-    data = read_data(options, definition, vocabulary)
+    model, model_config, label_map = start(options, checkpoint)
+    data = read_data(options, model_config, label_map)
     model.to(device, memory_format=torch.channels_last)
     freeze(model, options["train"])
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -214,7 +214,7 @@ def main(arguments=None):
     share = f"{learning:,} of {total:,} parameters ({100 * learning / total:.1f} %)"
     print(f"{share} train, {device}, {options['precision']}")
     if options["train"] == "graph":
-        data = with_features(data, model, definition, device, options)
+        data = with_features(data, model, model_config, device, options)
 
     steps = len(data.train_set.batches(0, options["batch_size"]))
     learner = make_learner(model, options, options["epochs"] * steps)
@@ -224,8 +224,8 @@ def main(arguments=None):
         (out / "split.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
     content = {
         "model": model,
-        "definition": definition,
-        "labels": vocabulary.lines,
+        "model_config": model_config,
+        "labels": label_map.lines,
         "options": options,
         "origin": {data_set.name: data_set.annotations.origin for data_set in data.data_sets},
         "left_out": data.left_out,

@@ -44,15 +44,15 @@ def check_out(out, naming):
         ) from None
 
 
-def write(weights, definition, out, naming):
+def write(weights, model_config, out, naming):
     """Write weights in OpenAI's naming to a path that `check_out` has passed, whole or not at all.
 
     Raises ValueError where there is no such form of them, OSError where it is not written.
     """
     if naming == "huggingface":
-        save, content = _save_folder, to_hugging_face(weights, definition)
+        save, content = _save_folder, to_hugging_face(weights, model_config)
     elif naming == "openai":
-        save, content = _save_archive, _traced(weights, definition)
+        save, content = _save_archive, _traced(weights, model_config)
     else:
         save = _save_safetensors if out.suffix == ".safetensors" else _save_pickle
         content = weights
@@ -107,19 +107,19 @@ def _save_folder(content, path):
 # ------------------------------------------------------------------ OpenAI's package
 
 
-def _traced(weights, definition):
+def _traced(weights, model_config):
     """A CLIP as TorchScript, whose code tells the activation.
 
     Loaders take its parameters alone: what it was traced with stays its only size of a batch, 1.
     """
-    if definition["activation"] != "quickgelu" or not _heads_of_64(definition):
+    if model_config["activation"] != "quickgelu" or not _heads_of_64(model_config):
         raise ValueError(
-            f"{definition['name']}: OpenAI's package has quickgelu and heads of 64 channels only "
+            f"{model_config['name']}: OpenAI's package has quickgelu and heads of 64 channels only "
             "and would build another network; take --naming open_clip"
         )
-    network = CLIP(definition).eval()
+    network = CLIP(model_config).eval()
     network.load_state_dict(weights)
-    size, length = definition["image_size"], definition["text"]["context_length"]
+    size, length = model_config["image_size"], model_config["text"]["context_length"]
     inputs = {
         "encode_image": torch.zeros(1, 3, size, size),
         "encode_text": torch.zeros(1, length, dtype=torch.long),
@@ -129,9 +129,9 @@ def _traced(weights, definition):
         return torch.jit.trace_module(network, inputs, check_trace=False)
 
 
-def _heads_of_64(definition):
+def _heads_of_64(model_config):
     """Whether the heads are those that OpenAI's loader derives from the widths."""
-    vision, text = definition["vision"], definition["text"]
+    vision, text = model_config["vision"], model_config["text"]
     width = vision["width"] * (32 if isinstance(vision["layers"], list) else 1)
     return (width, text["width"]) == (64 * vision["heads"], 64 * text["heads"])
 
@@ -139,9 +139,9 @@ def _heads_of_64(definition):
 # ------------------------------------------------------------------ reading it elsewhere
 
 
-def how_to_load(out, naming, definition):
+def how_to_load(out, naming, model_config):
     """Lines of Python, with comments, that load what `write` has written."""
-    path, activation = repr(str(out)), definition["activation"]
+    path, activation = repr(str(out)), model_config["activation"]
     if naming == "huggingface":
         return [f"clip.load({path})  # this project", f"CLIPModel.from_pretrained({path})"]
     if naming == "openai":
@@ -151,14 +151,14 @@ def how_to_load(out, naming, definition):
             f"open_clip.load_openai_model({path})  # rounds too",
         ]
     ours = f"clip.load({path}, activation='{activation}')  # this project"
-    return [ours, _open_clips_call(path, activation, definition)]
+    return [ours, _open_clips_call(path, activation, model_config)]
 
 
-def _open_clips_call(path, activation, definition):
-    arguments = f"pretrained={path}, force_image_size={definition['image_size']}"
+def _open_clips_call(path, activation, model_config):
+    arguments = f"pretrained={path}, force_image_size={model_config['image_size']}"
     if activation == "quickgelu":
         arguments += ", force_quick_gelu=True"
-    name = definition["name"]
+    name = model_config["name"]
     if name in OPEN_CLIP:
         return f"open_clip.create_model({name!r}, {arguments})"
     return (

@@ -292,10 +292,10 @@ _CONFIGS = {"config.json": _stated_by_hugging_face, "open_clip_config.json": _st
 # ------------------------------------------------------------------ what is to hold
 
 
-def check(source, definition):
+def check(source, model_config):
     """ValueError where names, shapes or the configuration are not those of a definition."""
     with torch.device("meta"):  # shapes only, no memory
-        expected = CLIP(definition).state_dict()
+        expected = CLIP(model_config).state_dict()
     problems = {
         "missing": [name for name in expected if name not in source.weights],
         "unexpected": [name for name in source.weights if name not in expected],
@@ -305,14 +305,14 @@ def check(source, definition):
             if name in expected and tensor.shape != expected[name].shape
         ],
         f"stated in {source.config}": [
-            f"{key} {stated} instead of {definition[key]}"
+            f"{key} {stated} instead of {model_config[key]}"
             for key, stated in source.stated.items()
-            if stated != definition[key]
+            if stated != model_config[key]
         ],
     }
     if any(problems.values()):
         found = "; ".join(f"{kind}: {', '.join(n)}" for kind, n in problems.items() if n)
-        raise ValueError(f"{source.path}: not the parameters of {definition['name']}; {found}")
+        raise ValueError(f"{source.path}: not the parameters of {model_config['name']}; {found}")
 
 
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"

@@ -119,14 +119,14 @@ def from_hugging_face(state):
     return _full(result)
 
 
-def to_hugging_face(state, definition):
+def to_hugging_face(state, model_config):
     """State dict and configuration, as dicts, of a Hugging Face CLIPModel.
 
     state: in OpenAI's naming; definition: see towers.py. Raises ValueError for a ModifiedResNet,
     which Hugging Face does not have.
     """
-    if isinstance(definition["vision"]["layers"], list):
-        raise ValueError(f"{definition['name']}: Hugging Face's CLIPModel has no ModifiedResNet")
+    if isinstance(model_config["vision"]["layers"], list):
+        raise ValueError(f"{model_config['name']}: Hugging Face's CLIPModel has no ModifiedResNet")
     result = {}
     for name, tensor in state.items():
         if ".attn.in_proj_" in name:
@@ -136,15 +136,15 @@ def to_hugging_face(state, definition):
         else:
             new = _renamed(name, back=True)
             result[new] = (tensor.T if new in _TRANSPOSED else tensor).contiguous()
-    return result, _hugging_face_config(definition)
+    return result, _hugging_face_config(model_config)
 
 
-def _hugging_face_config(definition):
-    width = definition["embed_dim"]
+def _hugging_face_config(model_config):
+    width = model_config["embed_dim"]
     config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": width}
-    activation = definition.get("activation", "quickgelu")
+    activation = model_config.get("activation", "quickgelu")
     for tower, fields in HF_FIELDS.items():
-        part = {theirs: definition[tower][ours] for ours, (theirs, _) in fields.items()}
+        part = {theirs: model_config[tower][ours] for ours, (theirs, _) in fields.items()}
         config[f"{tower}_config"] = {
             **part,
             "intermediate_size": 4 * part["hidden_size"],
@@ -152,7 +152,7 @@ def _hugging_face_config(definition):
             "layer_norm_eps": 1e-5,
             "projection_dim": width,
         }
-    config["vision_config"]["image_size"] = definition["image_size"]
-    start = definition["text"]["vocab_size"] - 2  # the last two tokens are start and end
+    config["vision_config"]["image_size"] = model_config["image_size"]
+    start = model_config["text"]["vocab_size"] - 2  # the last two tokens are start and end
     config["text_config"] |= {"bos_token_id": start, "eos_token_id": start + 1}
     return config

@@ -14,10 +14,10 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def resize_and_crop(n_px):
-    """Transform of a PIL image: RGB, short side to n_px, bicubic, then the centre square."""
-    resize = transforms.Resize(n_px, interpolation=InterpolationMode.BICUBIC)
-    return transforms.Compose([_to_rgb, resize, transforms.CenterCrop(n_px)])
+def resize_and_crop(image_size):
+    """Transform of a PIL image: RGB, short side to image_size, bicubic, then the centre square."""
+    resize = transforms.Resize(image_size, interpolation=InterpolationMode.BICUBIC)
+    return transforms.Compose([_to_rgb, resize, transforms.CenterCrop(image_size)])
 
 
 def normalize(images):
@@ -26,6 +26,6 @@ def normalize(images):
     return (images.float() / 255 - mean) / std
 
 
-def preprocess(n_px):
-    """CLIP's preprocessing: PIL image to a normalised (3, n_px, n_px) tensor."""
-    return transforms.Compose([resize_and_crop(n_px), transforms.PILToTensor(), normalize])
+def preprocess(image_size):
+    """CLIP's preprocessing: PIL image to a normalised (3, image_size, image_size) tensor."""
+    return transforms.Compose([resize_and_crop(image_size), transforms.PILToTensor(), normalize])

@@ -173,11 +173,11 @@ class ModifiedResNet(nn.Module):
 class CLIP(nn.Module):
     """Both towers and the learned temperature (Radford et al. 2021)."""
 
-    def __init__(self, definition):
+    def __init__(self, model_config):
         super().__init__()
-        vision, text = definition["vision"], definition["text"]
-        activation = ACTIVATIONS[definition.get("activation", "quickgelu")]
-        sizes = definition["image_size"], definition["embed_dim"]
+        vision, text = model_config["vision"], model_config["text"]
+        activation = ACTIVATIONS[model_config.get("activation", "quickgelu")]
+        sizes = model_config["image_size"], model_config["embed_dim"]
         if isinstance(vision["layers"], list):
             self.visual = ModifiedResNet(*sizes, **vision)
         else:
@@ -186,7 +186,7 @@ class CLIP(nn.Module):
         self.token_embedding = nn.Embedding(text["vocab_size"], text["width"])
         self.positional_embedding = nn.Parameter(torch.empty(text["context_length"], text["width"]))
         self.ln_final = nn.LayerNorm(text["width"])
-        self.text_projection = nn.Parameter(torch.empty(text["width"], definition["embed_dim"]))
+        self.text_projection = nn.Parameter(torch.empty(text["width"], model_config["embed_dim"]))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._initialise(text["width"], text["layers"])
 

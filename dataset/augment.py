@@ -22,9 +22,9 @@ HOLE = 0.3  # side of what is erased, of the image's
 ENLARGED = 4 / 3  # images to be cropped are kept this much larger than the model's input: sharper
 
 
-def stored_size(n_px, augment):
-    """Side of the square in which training images are kept for a model that sees n_px."""
-    return round(n_px * ENLARGED) if "crop" in augment else n_px
+def stored_size(image_size, augment):
+    """Side of the square in which training images are kept for a model that sees image_size."""
+    return round(image_size * ENLARGED) if "crop" in augment else image_size
 
 
 def draw_affine(rng, augment):
@@ -41,7 +41,7 @@ def draw_affine(rng, augment):
     return np.concatenate([matrix, shift[:, None]], axis=1)
 
 
-def move_boxes(slots, boxes, size, affine):
+def move_boxes(class_ids, boxes, size, affine):
     """Detections as they lie after `affine`: (slots, boxes, size); those moved out are left out."""
     width, height = size
     half = min(width, height) / 2  # the square crop's
@@ -57,7 +57,7 @@ def move_boxes(slots, boxes, size, affine):
     moved[:, 2:4] *= zoom
     moved[:, 4] = np.arctan2(directions[:, 1], directions[:, 0])
     inside = ((moved[:, :2] > 0) & (moved[:, :2] < (width, height))).all(axis=1)
-    return slots[inside], moved[inside], (width, height)
+    return class_ids[inside], moved[inside], (width, height)
 
 
 def draw_colour(rng):
@@ -78,14 +78,14 @@ def _erased(images, hole):
     return images.masked_fill((inside[:, 1, :, None] & inside[:, 0, None, :])[:, None], 0)
 
 
-def augmented(images, n_px, affine=None, colour=None, hole=None):
-    """Normalised images (B, 3, H, W) to (B, 3, n_px, n_px), changed as far as asked to.
+def augmented(images, image_size, affine=None, colour=None, hole=None):
+    """Normalised images (B, 3, H, W) to (B, 3, image_size, image_size), changed as far as asked to.
 
     affine: maps (B, 2, 3); colour: gains and offsets (B, 2, 3); hole: centres (B, 2). Without maps
-    H and W are n_px.
+    H and W are image_size.
     """
     if affine is not None:
-        grid = F.affine_grid(affine, [len(images), 3, n_px, n_px], align_corners=False)
+        grid = F.affine_grid(affine, [len(images), 3, image_size, image_size], align_corners=False)
         images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     if colour is not None:
         images = images * colour[:, 0, :, None, None] + colour[:, 1, :, None, None]

@@ -28,9 +28,10 @@ class ImageSet(Dataset):
 
     paths: image files; detections: a detection file or None for each. exchange: a seed, to give
     every image another's graph; edges=False leaves the edges out; published=True gives graphs by
-    `V_Graph.published_arrays`. An item is a dict of image (3, n_px, n_px) uint8, nodes (N, F),
-    adjacency (N, N), mask (N) and index; no randomness. Where `features` (I, E), those of a frozen
-    tower, are set, their row stands as image_features in the image's place.
+    `V_Graph.published_arrays`. An item is a dict of image
+    (3, image_size, image_size) uint8, nodes (N, F), adjacency (N, N), mask (N) and index; no
+    randomness. Where `features` (I, E), those of a frozen tower, are set, their row stands as
+    image_features in the image's place.
     Images that cannot be read are in `problems`: call `require_readable` before using a set.
     """
 
@@ -38,8 +39,8 @@ class ImageSet(Dataset):
         self,
         paths,
         detections,
-        n_px,
-        vocabulary,
+        image_size,
+        label_map,
         max_objects,
         cache_gb=4,
         cache_dir=None,
@@ -47,10 +48,14 @@ class ImageSet(Dataset):
         edges=True,
         published=False,
     ):
-        self.paths, self.n_px, self.vocabulary = [Path(p) for p in paths], n_px, vocabulary
+        self.paths, self.image_size, self.label_map = (
+            [Path(p) for p in paths],
+            image_size,
+            label_map,
+        )
         self.max_objects, self.edges, self.published = max_objects, edges, published
         self.features = None
-        decoded = read_images(self.paths, detections, n_px, vocabulary, cache_gb, cache_dir)
+        decoded = read_images(self.paths, detections, image_size, label_map, cache_gb, cache_dir)
         self.pixels, self.sizes, self.boxes = decoded.pixels, decoded.sizes, decoded.boxes
         self.hashes, self.problems = decoded.hashes, decoded.problems
         self.source = np.arange(len(paths))  # whose graph an image gets
@@ -59,9 +64,11 @@ class ImageSet(Dataset):
             self.source[order] = np.roll(order, 1)
         self.missing = sum(file is None for file in detections)
         if published:
-            self.dropped = sum(int((slots >= len(vocabulary) - 1).sum()) for slots, _ in self.boxes)
+            self.dropped = sum(
+                int((class_ids >= len(label_map) - 1).sum()) for class_ids, _ in self.boxes
+            )
         else:
-            self.dropped = sum(max(0, len(slots) - max_objects) for slots, _ in self.boxes)
+            self.dropped = sum(max(0, len(class_ids) - max_objects) for class_ids, _ in self.boxes)
 
     def __len__(self):
         return len(self.paths)
@@ -69,15 +76,17 @@ class ImageSet(Dataset):
     def item(self, i, affine=None, graph=True):
         """Item i, its detections moved by `affine` (2, 3), or without its graph."""
         source = self.source[i]
-        size, (slots, boxes) = self.sizes[source], self.boxes[source]
+        size, (class_ids, boxes) = self.sizes[source], self.boxes[source]
         if not graph:
-            slots, boxes = slots[:0], boxes[:0]
+            class_ids, boxes = class_ids[:0], boxes[:0]
         if affine is not None:
-            slots, boxes, size = move_boxes(slots, boxes, size, affine)
+            class_ids, boxes, size = move_boxes(class_ids, boxes, size, affine)
         if self.published:
-            arrays = published_arrays(slots, boxes)
+            arrays = published_arrays(class_ids, boxes)
         else:
-            arrays = arrays_from_boxes(slots, boxes, size, self.max_objects, len(self.vocabulary))
+            arrays = arrays_from_boxes(
+                class_ids, boxes, size, self.max_objects, len(self.label_map)
+            )
         has = {"image": self.pixels} if self.features is None else {"image_features": self.features}
         return {
             **{name: values[i] for name, values in has.items()},
@@ -161,14 +170,14 @@ class TrainingSet(Dataset):
     tower, set, they add the caption's row.
     """
 
-    def __init__(self, image_set, records, definition, augment, drop_graphs, seed):
+    def __init__(self, image_set, records, model_config, augment, drop_graphs, seed):
         self.image_set, self.augment, self.seed = image_set, augment, seed
-        self.n_px, self.drop_graphs = definition["image_size"], drop_graphs
+        self.image_size, self.drop_graphs = model_config["image_size"], drop_graphs
         self.captions = [caption for record in records for caption in record.captions]
         self.text_features = None
         self.first = np.cumsum([0] + [len(record.captions) for record in records])
         self.used = np.flatnonzero(np.diff(self.first))
-        length = definition["text"]["context_length"]
+        length = model_config["text"]["context_length"]
         self.tokens = simple_tokenizer.tokenize(self.captions, length)  # (captions, length)
         forms = {}
         ids = [forms.setdefault(normal_form(caption), len(forms)) for caption in self.captions]

@@ -5,7 +5,7 @@ if size and time of every file it was made from are as they were, and is never c
 is written beside it and takes its name. In bytes:
 
     preamble   magic, length and digest of the header
-    4096 ...   pixels (I, 3, n_px, n_px) uint8
+    4096 ...   pixels (I, 3, image_size, image_size) uint8
     then       header, JSON: fingerprint, sizes, hashes, boxes, unknown labels
 
 The header comes last, since it is known only when all images are decoded.
@@ -57,7 +57,7 @@ _REMEDY = "name another folder with --cache-dir, or keep the images in RAM with 
 class Decoded(NamedTuple):
     """The images of a split and their detections. Where there are problems, pixels are missing."""
 
-    pixels: object  # (I, 3, n_px, n_px) uint8; item i is a tensor (3, n_px, n_px)
+    pixels: object  # (I, 3, image_size, image_size) uint8; item i is a tensor
     sizes: list  # (width, height) of the original image in pixels; None where unreadable
     hashes: list  # `images.content_hash` of the original image; None where unreadable
     problems: list  # what is wrong with missing and unreadable images
@@ -73,31 +73,31 @@ def default_cache_dir():
     return Path(base) / "fg-cross"
 
 
-def read_images(paths, detections, n_px, vocabulary, cache_gb, cache_dir=None):
+def read_images(paths, detections, image_size, label_map, cache_gb, cache_dir=None):
     """Decode I images and read their detections (None for an image without), or find both cached.
 
     Up to cache_gb GiB of pixels are kept in RAM; more are mapped from a file in cache_dir (default
     `default_cache_dir()`). Returns a Decoded, which lists unreadable images; a set that has some is
     not cached. Raises ValueError for a malformed detection file and a folder that takes no cache.
     """
-    shape = (len(paths), 3, n_px, n_px)
+    shape = (len(paths), 3, image_size, image_size)
     if math.prod(shape) <= cache_gb * 2**30:
-        boxes, _ = _read_boxes(detections, vocabulary)
+        boxes, _ = _read_boxes(detections, label_map)
         pixels = torch.zeros(shape, dtype=torch.uint8)
-        return Decoded(pixels, *_decode(paths, n_px, pixels.__setitem__), boxes)
-    path = _cache_file(paths, detections, n_px, vocabulary, cache_dir or default_cache_dir())
+        return Decoded(pixels, *_decode(paths, image_size, pixels.__setitem__), boxes)
+    path = _cache_file(paths, detections, image_size, label_map, cache_dir or default_cache_dir())
     # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
     fingerprint = _fingerprint([*paths, *detections])
     if os.path.exists(path):
         try:
-            return _open(path, shape, fingerprint, vocabulary)
+            return _open(path, shape, fingerprint, label_map)
         except ValueError as error:
             print(f"{error}; it is rebuilt")
-    decoded = _build(path, paths, shape, fingerprint, *_read_boxes(detections, vocabulary))
+    decoded = _build(path, paths, shape, fingerprint, *_read_boxes(detections, label_map))
     if decoded.problems:
         return decoded
     try:
-        return _open(path, shape, fingerprint, vocabulary)
+        return _open(path, shape, fingerprint, label_map)
     except ValueError as error:
         raise ValueError(f"{error}, and another process holds it; {_REMEDY}") from None
 
@@ -109,11 +109,11 @@ def _digest(content):
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _cache_file(paths, detections, n_px, vocabulary, folder):
+def _cache_file(paths, detections, image_size, label_map, folder):
     """Where the cache of just these images, detections and labels lies."""
     names = [path and os.path.abspath(path) for path in [*paths, *detections]]
-    key = _digest(json.dumps([names, vocabulary.lines]).encode()).hex()
-    return Path(folder).absolute() / f"{len(paths)}-images-{n_px}px-{key}.cache"
+    key = _digest(json.dumps([names, label_map.lines]).encode()).hex()
+    return Path(folder).absolute() / f"{len(paths)}-images-{image_size}px-{key}.cache"
 
 
 def _fingerprint(paths):
@@ -130,26 +130,28 @@ def _fingerprint(paths):
     return _digest(json.dumps([versions, [stat(path) for path in paths]]).encode()).hex()
 
 
-def _read_boxes(files, vocabulary):
+def _read_boxes(files, label_map):
     """(slots, boxes) of each detection file, and the labels that took the slot "other"."""
     boxes, unknown = [], set()
     for file in files:
         found = [] if file is None else load_detections(file)
-        boxes.append(detection_arrays(found, vocabulary))
-        unknown |= {d["label"] for d in found if vocabulary.slot(d["label"]) == len(vocabulary) - 1}
+        boxes.append(detection_arrays(found, label_map))
+        unknown |= {
+            d["label"] for d in found if label_map.class_id(d["label"]) == len(label_map) - 1
+        }
     return boxes, sorted(unknown)
 
 
-def _decode(paths, n_px, keep):
+def _decode(paths, image_size, keep):
     """Decode all images and call keep(i, pixels) for each; returns sizes, hashes and problems."""
-    transform = preprocess.resize_and_crop(n_px)
+    transform = preprocess.resize_and_crop(image_size)
 
     def read(i):
         try:
             image = images.open_image(paths[i])
         except ValueError as error:
             return None, None, str(error)
-        array = np.array(transform(image))  # (n_px, n_px, 3)
+        array = np.array(transform(image))  # (image_size, image_size, 3)
         keep(i, torch.from_numpy(array).permute(2, 0, 1))
         return image.size, images.content_hash(image), None
 
@@ -165,7 +167,7 @@ def _decode(paths, n_px, keep):
 
 
 class MappedPixels:
-    """Pixels (I, 3, n_px, n_px) uint8 in a cache file. An item is read when asked for, as a tensor.
+    """Pixels (I, 3, image_size, image_size) uint8 in a cache file; an item is read when asked for.
 
     Pickled, it is the file's name: loader processes map the file anew, or raise ValueError where
     it is not the same any more.
@@ -214,16 +216,16 @@ def _map(path, shape):
     return MappedPixels(path, array, digest), json.loads(header)
 
 
-def _open(path, shape, fingerprint, vocabulary):
+def _open(path, shape, fingerprint, label_map):
     """A Decoded from a cache file; ValueError says why the file cannot be used."""
     pixels, header = _map(path, shape)
     if header["fingerprint"] != fingerprint:
         raise ValueError(f"{path}: stale (images, detections or versions have changed)")
     for label in header["unknown"]:
-        vocabulary.slot(label)  # warns, as reading the detections does
+        label_map.class_id(label)  # warns, as reading the detections does
     boxes = [
-        (np.array(slots, dtype=int), np.array(rows, dtype=float).reshape(-1, 6))
-        for slots, rows in header["boxes"]
+        (np.array(class_ids, dtype=int), np.array(rows, dtype=float).reshape(-1, 6))
+        for class_ids, rows in header["boxes"]
     ]
     return Decoded(pixels, [tuple(size) for size in header["sizes"]], header["hashes"], [], boxes)
 
@@ -270,7 +272,7 @@ def _row_writer(file):
 def _finish(file, decoded, shape, fingerprint, unknown):
     """Write header and preamble, and see all of it on the disk."""
     header = {"fingerprint": fingerprint, "sizes": decoded.sizes, "hashes": decoded.hashes}
-    boxes = [(slots.tolist(), rows.tolist()) for slots, rows in decoded.boxes]
+    boxes = [(class_ids.tolist(), rows.tolist()) for class_ids, rows in decoded.boxes]
     content = json.dumps({**header, "boxes": boxes, "unknown": unknown}).encode()
     file.seek(_START + math.prod(shape))
     file.write(content)

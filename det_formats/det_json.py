@@ -7,28 +7,28 @@ from pathlib import Path
 LABELS = Path(__file__).parent.parent / "det_json" / "labels.txt"
 
 
-class Vocabulary:
+class LabelMap:
     """Label names and aliases to slots 0 ... K - 2; anything else shares the last, "other"."""
 
     def __init__(self, lines):
         self.lines = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
-        self._slots = {}
-        for slot, line in enumerate(self.lines):
+        self._class_ids = {}
+        for class_id, line in enumerate(self.lines):
             for name in line.split(","):
-                if self._slots.setdefault(_fold(name), slot) != slot:
+                if self._class_ids.setdefault(_fold(name), class_id) != class_id:
                     raise ValueError(f"labels: '{name.strip()}' stands in two lines; remove one")
-        self._known = dict(self._slots)
+        self._known = dict(self._class_ids)
 
     def __len__(self):
         return len(self.lines) + 1
 
-    def slot(self, label):
+    def class_id(self, label):
         """Slot of a label. A label that is in no line is reported once and takes "other"."""
         if label not in self._known:
             folded = _fold(label)
-            if folded not in self._slots:
+            if folded not in self._class_ids:
                 warnings.warn(f"unknown label '{label}' takes the slot 'other'", stacklevel=2)
-            self._known[label] = self._slots.get(folded, len(self.lines))
+            self._known[label] = self._class_ids.get(folded, len(self.lines))
         return self._known[label]
 
 
@@ -36,10 +36,10 @@ def _fold(name):
     return "".join(c for c in name.casefold() if c not in " -_\t")
 
 
-def read_labels(path=LABELS):
+def read_label_map(path=LABELS):
     """The vocabulary in a file like `det_json/labels.txt`."""
     try:
-        return Vocabulary(Path(path).read_text(encoding="utf-8-sig").splitlines())
+        return LabelMap(Path(path).read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: not readable as a label file; check --labels ({error})"

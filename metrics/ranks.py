@@ -79,7 +79,7 @@ class Retrieval(NamedTuple):
     """Scores of a split's images and texts, and which belong together; made by `retrieval`."""
 
     scores: np.ndarray  # (I, U), images by distinct texts
-    text_to_image: np.ndarray  # (T,) the image of each caption row
+    image_of_text: np.ndarray  # (T,) the image of each caption row
     text_index: np.ndarray  # (T,) the column of each caption row
     groups: np.ndarray  # (T,) a row is relevant to every image that owns its group
     owns: np.ndarray  # (I, groups) 0 or 1
@@ -114,34 +114,34 @@ class Retrieval(NamedTuple):
         return Ranks(*to_text), Ranks(*to_image)
 
 
-def retrieval(scores, text_to_image, text_index=None, groups=None):
+def retrieval(scores, image_of_text, text_index=None, groups=None):
     """A Retrieval of scores (I, U); ValueError on NaN and for an image without caption.
 
-    text_to_image: (T,) the image of each caption row; text_index: (T,) the column of each row, by
+    image_of_text: (T,) the image of each caption row; text_index: (T,) the column of each row, by
     default the row itself (U = T). groups: (T,) ids; a caption is relevant to every image that has
     one of the same group (default: its image alone).
     """
-    scores, text_to_image = np.asarray(scores), np.asarray(text_to_image)
-    text_index = np.arange(len(text_to_image)) if text_index is None else np.asarray(text_index)
-    groups = text_to_image if groups is None else np.asarray(groups)
-    _check(scores, text_to_image)
+    scores, image_of_text = np.asarray(scores), np.asarray(image_of_text)
+    text_index = np.arange(len(image_of_text)) if text_index is None else np.asarray(text_index)
+    groups = image_of_text if groups is None else np.asarray(groups)
+    _check(scores, image_of_text)
     groups = np.unique(groups, return_inverse=True)[1]
     owns = np.zeros((len(scores), groups.max() + 1), dtype=np.float32)
-    owns[text_to_image, groups] = 1
+    owns[image_of_text, groups] = 1
     texts = np.zeros((owns.shape[1], scores.shape[1]), dtype=np.float32)
     np.add.at(texts, (groups, text_index), 1)
-    return Retrieval(scores, text_to_image, text_index, groups, owns, texts)
+    return Retrieval(scores, image_of_text, text_index, groups, owns, texts)
 
 
-def retrieval_ranks(scores, text_to_image, text_index=None, groups=None):
+def retrieval_ranks(scores, image_of_text, text_index=None, groups=None):
     """Ranks in both directions, (image to text (I), text to image (T)), as `retrieval` takes it."""
-    return retrieval(scores, text_to_image, text_index, groups).ranks()
+    return retrieval(scores, image_of_text, text_index, groups).ranks()
 
 
-def _check(scores, text_to_image):
+def _check(scores, image_of_text):
     if np.isnan(scores).any():
         raise ValueError("scores hold NaN: the model or its input is broken")
-    without = set(range(len(scores))) - set(text_to_image.tolist())
+    without = set(range(len(scores))) - set(image_of_text.tolist())
     if without:
         raise ValueError(f"{len(without)} images have no caption, the first: {min(without)}")
 
@@ -152,10 +152,10 @@ def per_image(found, names, ks):
     names: of the I images. For texts as queries the chances are summed over an image's captions.
     """
     to_text, to_image = ({f"R@{k}": side.recall(k)[1] for k in ks} for side in found.ranks())
-    sums = {key: np.bincount(found.text_to_image, hits) for key, hits in to_image.items()}
+    sums = {key: np.bincount(found.image_of_text, hits) for key, hits in to_image.items()}
     return {
         "names": list(names),
-        "captions": np.bincount(found.text_to_image).tolist(),
+        "captions": np.bincount(found.image_of_text).tolist(),
         # Rounded, so that files stay small; figures move by less than a hundredth of a point.
         "image_to_text": {key: hits.round(4).tolist() for key, hits in to_text.items()},
         "text_to_image": {key: hits.round(4).tolist() for key, hits in sums.items()},
@@ -194,7 +194,7 @@ def _query_row(found, names, captions, direction, q, own, rival, expected, best,
         scores = found.scores[q]
         competitor = captions[_row(found, q, rival, False)] if rival >= 0 else None
     else:
-        image, caption = found.text_to_image[q], q
+        image, caption = found.image_of_text[q], q
         scores = found.scores[:, found.text_index[q]]
         competitor = names[rival] if rival >= 0 else None
     return {

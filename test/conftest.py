@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 import model
-from backbones import model_config
+from backbones import model_configs
 from backbones.towers import CLIP
 from dataset import scenes
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 
 ROOT = Path(__file__).parent.parent
-N_PX = 32
-DEFINITION = {
-    "image_size": N_PX,
+IMAGE_SIZE = 32
+MODEL_CONFIG = {
+    "image_size": IMAGE_SIZE,
     "text": {"context_length": 77},
 }  # as far as data go
 SIZES = ((64, 64), (96, 64), (64, 96))  # width, height: 96 or 128 pixels without rounding
@@ -45,7 +45,7 @@ def real_data():
 
 
 @pytest.fixture
-def tiny_definition():
+def tiny_model_config():
     """A model definition small enough for tests."""
     return {
         "name": "tiny",
@@ -63,13 +63,13 @@ def tiny_definition():
 
 
 @pytest.fixture
-def tiny_model(tiny_definition):
+def tiny_model(tiny_model_config):
     """Builds a small FGCross with seeded random weights: tiny_model(fusion="gate")."""
 
     def build(**changes):
         torch.manual_seed(0)
         options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5), **changes}
-        return model.build(tiny_definition, read_labels().lines, options).eval()
+        return model.build(tiny_model_config, read_label_map().lines, options).eval()
 
     return build
 
@@ -146,10 +146,10 @@ def equal_batches(first, second):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def save_archive(network, n_px, path):
+def save_archive(network, image_size, path):
     """Write a CLIP as a TorchScript archive, as OpenAI does: its activation is certain."""
     inputs = {
-        "encode_image": torch.zeros(1, 3, n_px, n_px),
+        "encode_image": torch.zeros(1, 3, image_size, image_size),
         "encode_text": torch.zeros(1, 77, dtype=torch.long),
     }
     with warnings.catch_warnings():
@@ -161,22 +161,22 @@ def save_archive(network, n_px, path):
 def plain_clip(tmp_path):
     """Path of an archive of weights whose shapes are those of models/small.json."""
     torch.manual_seed(0)
-    network = CLIP(model_config.read_definition("small"))
+    network = CLIP(model_configs.read_model_config("small"))
     save_archive(network, 96, tmp_path / "plain.pt")
     return tmp_path / "plain.pt"
 
 
 @pytest.fixture
-def save_tiny(tmp_path, tiny_definition):
+def save_tiny(tmp_path, tiny_model_config):
     """Writes a small model's checkpoint: save_tiny("a.pth", "--seed", "1", epoch=7)."""
 
     def save(name, *arguments, **state):
         from train import parse  # here, so that only these tests need all of training
 
-        options, labels = parse(list(arguments))[0], read_labels().lines
+        options, labels = parse(list(arguments))[0], read_label_map().lines
         torch.manual_seed(options["seed"])
-        network = model.build(tiny_definition, labels, options)
-        model.save_checkpoint(tmp_path / name, network, tiny_definition, labels, options, **state)
+        network = model.build(tiny_model_config, labels, options)
+        model.save_checkpoint(tmp_path / name, network, tiny_model_config, labels, options, **state)
         return tmp_path / name
 
     return save
@@ -188,14 +188,14 @@ RESNET = {"width": 8, "layers": [1, 1, 1, 1], "heads": 4}
 
 
 @pytest.fixture
-def run(mini, tmp_path, tiny_definition, monkeypatch):
+def run(mini, tmp_path, tiny_model_config, monkeypatch):
     """Trains a tiny model: run("--epochs", "2", vision=...); returns its folder."""
     import train  # here, so that only these tests need all of training
     import training.step as learner
 
     def start(*arguments, out="out", vision=None):
-        definition = {**tiny_definition, "vision": vision or tiny_definition["vision"]}
-        monkeypatch.setattr(learner, "read_definition", lambda name: definition)
+        model_config = {**tiny_model_config, "vision": vision or tiny_model_config["vision"]}
+        monkeypatch.setattr(learner, "read_model_config", lambda name: model_config)
         fixed = ["--dataset", "mini", "--data-root", str(mini), "--out", str(tmp_path / out)]
         device = [] if "--device" in arguments else ["--device", "cpu"]
         cache = ["--cache-dir", str(tmp_path / "cache")]  # not the user's
@@ -214,23 +214,23 @@ def started(monkeypatch):
     before, start = {}, train.start_model
 
     def remember(*arguments):
-        network, definition = start(*arguments)
+        network, model_config = start(*arguments)
         before.update({k: v.clone() for k, v in network.state_dict().items()})
-        return network, definition
+        return network, model_config
 
     monkeypatch.setattr(train, "start_model", remember)
     return before
 
 
 @pytest.fixture
-def pretrained(tmp_path, tiny_definition, monkeypatch):
+def pretrained(tmp_path, tiny_model_config, monkeypatch):
     """The path of a CLIP archive, and its state dict, of a definition that clip.load knows."""
-    monkeypatch.setattr(model_config, "definition_names", lambda: ["tiny"])
-    monkeypatch.setattr(model_config, "read_definition", lambda name: tiny_definition)
+    monkeypatch.setattr(model_configs, "model_config_names", lambda: ["tiny"])
+    monkeypatch.setattr(model_configs, "read_model_config", lambda name: tiny_model_config)
     torch.manual_seed(7)
-    network = CLIP(tiny_definition)
+    network = CLIP(tiny_model_config)
     path = tmp_path / "clip.pt"
-    save_archive(network, N_PX, path)
+    save_archive(network, IMAGE_SIZE, path)
     return path, network.state_dict()
 
 

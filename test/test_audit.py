@@ -11,7 +11,7 @@ import audit
 from conftest import box, write_detections, write_karpathy
 from dataset import images
 from dataset.annotations import Record, read_annotations
-from det_formats.det_json import Vocabulary
+from det_formats.det_json import LabelMap
 
 
 def picture(seed, size=(16, 16)):
@@ -126,7 +126,7 @@ def test_images_that_repeat_by_name_and_by_content(tmp_path):
     }
     texts = {split: {name: [name] for name in names} for split, names in splits.items()}
     write_karpathy(tmp_path, texts)
-    found = audit.audit("mine", audit.scan(tmp_path), tmp_path / "det_json", Vocabulary([]))
+    found = audit.audit("mine", audit.scan(tmp_path), tmp_path / "det_json", LabelMap([]))
     nothing = {"train": [], "val": [], "test": [], "train/test": [], "val/test": []}
     assert found["images"]["same_name"] == {**nothing, "train/val": [["b.png", "b.tif"]]}
     assert found["images"]["same_content"] == {

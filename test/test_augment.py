@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from backbones import preprocess
-from conftest import DEFINITION, N_PX, SIZES, box, write_detections
+from conftest import IMAGE_SIZE, MODEL_CONFIG, SIZES, box, write_detections
 from dataset.annotations import Record
 from dataset.augment import (
     AUGMENTATIONS,
@@ -20,9 +20,9 @@ from dataset.augment import (
     stored_size,
 )
 from dataset.batches import ImageSet, TrainingSet
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 
-VOCABULARY = read_labels()
+LABEL_MAP = read_label_map()
 
 
 def rendered(boxes, size, scale=16):
@@ -39,9 +39,9 @@ def rendered(boxes, size, scale=16):
     return picture.reduce(scale)
 
 
-def as_seen(picture, n_px):
-    """What the model sees of a PIL image, as (1, 3, n_px, n_px) uint8."""
-    pixels = np.array(preprocess.resize_and_crop(n_px)(picture.convert("RGB")))
+def as_seen(picture, image_size):
+    """What the model sees of a PIL image, as (1, 3, image_size, image_size) uint8."""
+    pixels = np.array(preprocess.resize_and_crop(image_size)(picture.convert("RGB")))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
@@ -51,10 +51,10 @@ def brightness(normalised):
     return (normalised[0, 0].numpy() * std + mean).clip(0, 1)
 
 
-def moved_pixels(picture, affine, n_px):
-    pixels = as_seen(picture, stored_size(n_px, ("crop",)))
+def moved_pixels(picture, affine, image_size):
+    pixels = as_seen(picture, stored_size(image_size, ("crop",)))
     maps = torch.from_numpy(affine).float()[None]
-    return brightness(augmented(preprocess.normalize(pixels), n_px, maps))
+    return brightness(augmented(preprocess.normalize(pixels), image_size, maps))
 
 
 def overlap(a, b):
@@ -66,11 +66,11 @@ def overlap(a, b):
 @pytest.mark.parametrize("augment", [("flip",), ("turn",), ("crop",), AUGMENTATIONS])
 def test_boxes_move_with_the_pixels(size, augment):
     centre = size[0] / 2 + 9, size[1] / 2 - 6  # well inside, and unlike any mirror image
-    boxes, slots = np.array([box(*centre, 17, 6, 0.5)]), np.array([3])
+    boxes, class_ids = np.array([box(*centre, 17, 6, 0.5)]), np.array([3])
     picture, checked = rendered(boxes, size), 0
     for seed in range(40):
         affine = draw_affine(np.random.default_rng(seed), augment)
-        kept, moved, moved_size = move_boxes(slots, boxes, size, affine)
+        kept, moved, moved_size = move_boxes(class_ids, boxes, size, affine)
         expected = brightness(preprocess.normalize(as_seen(rendered(moved, moved_size), 96)))
         if len(kept) == 0 or max(expected[[0, -1]].max(), expected[:, [0, -1]].max()) > 0:
             continue  # cut off at the rim
@@ -83,19 +83,19 @@ def test_boxes_move_with_the_pixels(size, augment):
 @pytest.mark.parametrize("size", SIZES)
 def test_brightest_pixel_is_where_the_moved_centre_says(size):
     centre = size[0] / 2 - 10, size[1] / 2 + 4
-    boxes, slots = np.array([box(*centre, 3, 3)]), np.array([0])
-    picture, n_px, checked = rendered(boxes, size), 96, 0
+    boxes, class_ids = np.array([box(*centre, 3, 3)]), np.array([0])
+    picture, image_size, checked = rendered(boxes, size), 96, 0
     for seed in range(60):
         affine = draw_affine(np.random.default_rng(seed), AUGMENTATIONS)
-        _, moved, (width, height) = move_boxes(slots, boxes, size, affine)
+        _, moved, (width, height) = move_boxes(class_ids, boxes, size, affine)
         if len(moved) == 0:
             continue  # moved out of sight
         middle, half = np.array([width, height]) / 2, min(width, height) / 2
-        at = ((moved[0, :2] - middle) / half + 1) * n_px / 2 - 0.5
-        if at.min() < 6 or at.max() > n_px - 7:
+        at = ((moved[0, :2] - middle) / half + 1) * image_size / 2 - 0.5
+        if at.min() < 6 or at.max() > image_size - 7:
             continue
-        seen = moved_pixels(picture, affine, n_px)
-        rows, columns = np.mgrid[:n_px, :n_px]
+        seen = moved_pixels(picture, affine, image_size)
+        rows, columns = np.mgrid[:image_size, :image_size]
         found = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
         assert found == pytest.approx(tuple(at), abs=0.4)
         checked += 1
@@ -139,15 +139,15 @@ def test_a_square_of_the_mean_colour_is_erased():
 def test_boxes_outside_are_left_out():
     boxes = np.array([box(20, 20), box(50, 50), box(60, 5)])
     zoomed = np.array([[0.75, 0, -0.25], [0, 0.75, -0.25]])  # shows 0 ... 48 of 64
-    slots, moved, size = move_boxes(np.array([1, 2, 3]), boxes, (64, 64), zoomed)
-    assert slots.tolist() == [1] and size == (64, 64)
+    class_ids, moved, size = move_boxes(np.array([1, 2, 3]), boxes, (64, 64), zoomed)
+    assert class_ids.tolist() == [1] and size == (64, 64)
     assert moved[0] == pytest.approx(box(20 / 0.75, 20 / 0.75, 10 / 0.75, 5 / 0.75))
 
 
 def test_boxes_beside_the_crop_of_a_wide_image_stay():
     boxes = np.array([box(5, 24)])  # the model sees columns 16 ... 64 of 80
-    slots, moved, size = move_boxes(np.array([1]), boxes, (80, 48), np.eye(2, 3))
-    assert slots.tolist() == [1] and size == (80, 48) and moved[0] == pytest.approx(boxes[0])
+    class_ids, moved, size = move_boxes(np.array([1]), boxes, (80, 48), np.eye(2, 3))
+    assert class_ids.tolist() == [1] and size == (80, 48) and moved[0] == pytest.approx(boxes[0])
 
 
 def test_quarter_turns_exchange_width_and_height():
@@ -162,11 +162,11 @@ def test_quarter_turns_exchange_width_and_height():
 
 
 def test_no_boxes_stay_no_boxes():
-    slots, boxes, _ = move_boxes(np.zeros(0, int), np.zeros((0, 6)), (64, 64), np.eye(2, 3))
-    assert len(slots) == 0 and boxes.shape == (0, 6)
+    class_ids, boxes, _ = move_boxes(np.zeros(0, int), np.zeros((0, 6)), (64, 64), np.eye(2, 3))
+    assert len(class_ids) == 0 and boxes.shape == (0, 6)
 
 
-def noise(device, size=N_PX):
+def noise(device, size=IMAGE_SIZE):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
     return preprocess.normalize(pixels.to(device))
@@ -174,8 +174,8 @@ def noise(device, size=N_PX):
 
 def test_identity_leaves_pixels(device):
     pixels = noise(device)
-    assert torch.equal(augmented(pixels, N_PX), pixels)
-    found = augmented(pixels, N_PX, torch.eye(2, 3, device=device).expand(3, 2, 3))
+    assert torch.equal(augmented(pixels, IMAGE_SIZE), pixels)
+    found = augmented(pixels, IMAGE_SIZE, torch.eye(2, 3, device=device).expand(3, 2, 3))
     torch.testing.assert_close(found, pixels, rtol=0, atol=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_each_image_has_its_own_map(device):
     maps = torch.stack([torch.eye(2, 3), mirror, torch.eye(2, 3)]).to(device)
     expected = pixels.clone()
     expected[1] = expected[1].flip(-1)
-    torch.testing.assert_close(augmented(pixels, N_PX, maps), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(augmented(pixels, IMAGE_SIZE, maps), expected, rtol=0, atol=1e-5)
 
 
 def test_cropped_images_come_from_larger_ones(device):
@@ -201,7 +201,7 @@ def test_cropped_images_come_from_larger_ones(device):
 def test_colours_scale_and_shift_the_channels_of_each_image(device):
     pixels = noise(device)
     colour = np.stack([draw_colour(np.random.default_rng(seed)) for seed in range(3)])
-    found = augmented(pixels, N_PX, colour=torch.from_numpy(colour).float().to(device))
+    found = augmented(pixels, IMAGE_SIZE, colour=torch.from_numpy(colour).float().to(device))
     for i in range(3):
         for channel in range(3):
             gain, offset = colour[i, :, channel]
@@ -218,16 +218,16 @@ def test_training_items_hold_the_moved_boxes(tmp_path):
     centre, size = (36, 30), stored_size(64, AUGMENTATIONS)
     rendered([box(*centre, 4, 4)], (64, 64)).convert("RGB").save(tmp_path / "a.png")
     file = write_detections(tmp_path / "a.json", [box(*centre, 4, 4)])
-    image_set = ImageSet([tmp_path / "a.png"], [file], size, VOCABULARY, 20)
-    definition = {**DEFINITION, "image_size": 64}
+    image_set = ImageSet([tmp_path / "a.png"], [file], size, LABEL_MAP, 20)
+    model_config = {**MODEL_CONFIG, "image_size": 64}
     records = [Record("a", ("a ship",))]
-    data = TrainingSet(image_set, records, definition, AUGMENTATIONS, 0.0, 0)
+    data = TrainingSet(image_set, records, model_config, AUGMENTATIONS, 0.0, 0)
     rows, columns = np.mgrid[:64, :64] + 0.5
     for epoch in range(20):
         item = data[epoch, 0]
         pixels = preprocess.normalize(item["image"])[None]
-        seen = brightness(augmented(pixels, data.n_px, item["affine"][None]))
+        seen = brightness(augmented(pixels, data.image_size, item["affine"][None]))
         found = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
-        nodes = item["nodes"][0, len(VOCABULARY) :][:2].numpy()
+        nodes = item["nodes"][0, len(LABEL_MAP) :][:2].numpy()
         assert item["mask"].sum() == 1
         assert found == pytest.approx(32 * (nodes + 1), abs=0.4)

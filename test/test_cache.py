@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from backbones import preprocess
-from conftest import N_PX, SIZES, box, write_detections
+from conftest import IMAGE_SIZE, SIZES, box, write_detections
 from dataset import cache, images
-from det_formats.det_json import Vocabulary, read_labels
+from det_formats.det_json import LabelMap, read_label_map
 
-VOCABULARY = read_labels()
-ROW = 3 * N_PX**2
+LABEL_MAP = read_label_map()
+ROW = 3 * IMAGE_SIZE**2
 
 
 def write_image(path, size=(40, 40), seed=0):
@@ -54,8 +54,10 @@ def folder(tmp_path):
 def read(files, folder):
     """Reads the five images: into RAM where cache_gb allows, else by a file in the cache folder."""
 
-    def run(cache_gb=0, n_px=N_PX, vocabulary=VOCABULARY, paths=files[0], detections=files[1]):
-        return cache.read_images(paths, detections, n_px, vocabulary, cache_gb, folder)
+    def run(
+        cache_gb=0, image_size=IMAGE_SIZE, label_map=LABEL_MAP, paths=files[0], detections=files[1]
+    ):
+        return cache.read_images(paths, detections, image_size, label_map, cache_gb, folder)
 
     return run
 
@@ -81,15 +83,15 @@ def test_all_is_as_in_the_files(read, files, cache_gb):
     decoded = read(cache_gb)
     for i, path in enumerate(files[0]):
         image = Image.open(path)
-        expected = np.asarray(preprocess.resize_and_crop(N_PX)(image)).transpose(2, 0, 1)
+        expected = np.asarray(preprocess.resize_and_crop(IMAGE_SIZE)(image)).transpose(2, 0, 1)
         assert (
             decoded.pixels[i].dtype == torch.uint8 and (decoded.pixels[i].numpy() == expected).all()
         )
         assert decoded.sizes[i] == SIZES[i % 3] and isinstance(decoded.sizes[i], tuple)
         assert decoded.hashes[i] == images.content_hash(image)
-    assert [len(slots) for slots, _ in decoded.boxes] == [3, 0, 0, 1, 2]
-    slots, boxes = decoded.boxes[4]
-    assert slots.tolist() == [VOCABULARY.slot("ship")] * 2
+    assert [len(class_ids) for class_ids, _ in decoded.boxes] == [3, 0, 0, 1, 2]
+    class_ids, boxes = decoded.boxes[4]
+    assert class_ids.tolist() == [LABEL_MAP.class_id("ship")] * 2
     assert boxes.tolist() == [box(7, 9 / 7, 5), box(8, 9 / 7, 5)]
     assert decoded.boxes[1][1].shape == decoded.boxes[2][1].shape == (0, 6)
 
@@ -99,7 +101,7 @@ def test_the_limit_is_the_size_of_the_pixels(read, folder):
     assert not folder.parent.exists()
     mapped = read((5 * ROW - 1) / 2**30)
     assert isinstance(mapped.pixels, cache.MappedPixels) and len(os.listdir(folder)) == 1
-    assert len(mapped.pixels) == 5 and mapped.pixels.shape == (5, 3, N_PX, N_PX)
+    assert len(mapped.pixels) == 5 and mapped.pixels.shape == (5, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert read(0, paths=[], detections=[]).sizes == []
 
 
@@ -116,8 +118,8 @@ def test_an_unknown_label_is_reported_from_the_cache_too(read, files):
     write_detections(files[1][0], [box(3, 4)], label="heffalump")
     for _ in range(2):
         with pytest.warns(UserWarning, match="heffalump"):
-            decoded = read(vocabulary=read_labels())
-        assert decoded.boxes[0][0].tolist() == [len(VOCABULARY) - 1]
+            decoded = read(label_map=read_label_map())
+        assert decoded.boxes[0][0].tolist() == [len(LABEL_MAP) - 1]
 
 
 def test_items_may_be_changed_and_the_cache_stays(read):
@@ -134,12 +136,12 @@ def test_items_may_be_changed_and_the_cache_stays(read):
 
 def test_other_sizes_labels_images_and_detections_have_files_of_their_own(read, files, folder):
     read()
-    read(n_px=16)
-    boxes = read(vocabulary=Vocabulary(["plane", "ship"])).boxes
+    read(image_size=16)
+    boxes = read(label_map=LabelMap(["plane", "ship"])).boxes
     assert boxes[0][0].tolist() == [1, 1, 1]
     backwards = read(paths=files[0][::-1], detections=files[1][::-1])
     assert backwards.sizes == read().sizes[::-1]
-    assert not any(len(slots) for slots, _ in read(detections=[None] * 5).boxes)
+    assert not any(len(class_ids) for class_ids, _ in read(detections=[None] * 5).boxes)
     assert len(os.listdir(folder)) == 5
 
 
@@ -239,7 +241,7 @@ def test_unreadable_images_are_listed_and_nothing_is_kept(read, files, folder, c
     assert "3.png: no such image" in decoded.problems[1]
     for found in (decoded.sizes, decoded.hashes):
         assert [value is None for value in found] == [False, True, False, True, False]
-    assert [len(slots) for slots, _ in decoded.boxes] == [3, 0, 0, 1, 2]
+    assert [len(class_ids) for class_ids, _ in decoded.boxes] == [3, 0, 0, 1, 2]
     assert not folder.exists() or not os.listdir(folder)
 
 
@@ -423,7 +425,7 @@ def test_the_default_folder_is_below_the_users_cache(monkeypatch, tmp_path):
 def test_the_default_folder_is_used(files, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(cache.sys, "platform", "linux")
-    decoded = cache.read_images(*files, N_PX, VOCABULARY, 0)
+    decoded = cache.read_images(*files, IMAGE_SIZE, LABEL_MAP, 0)
     assert decoded.pixels.path.parent == tmp_path / "xdg" / "fg-cross"
 
 
@@ -434,12 +436,12 @@ def peak():
 
 
 def test_memory_stays_bounded_while_a_cache_is_built(folder, tmp_path):
-    count, n_px = 99, 512
+    count, image_size = 99, 512
     paths = [write_image(tmp_path / f"{i}.png", (8, 8), seed=i) for i in range(count)]
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = peak()
     except OSError:
         pytest.skip("this system does not say how much memory a process has had")
-    cache.read_images(paths, [None] * count, n_px, VOCABULARY, 0, folder)
-    assert peak() - before < count * 3 * n_px**2 / 3
+    cache.read_images(paths, [None] * count, image_size, LABEL_MAP, 0, folder)
+    assert peak() - before < count * 3 * image_size**2 / 3

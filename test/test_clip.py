@@ -17,8 +17,8 @@ from transformers import CLIPConfig, CLIPModel
 
 import clip
 import model
-from backbones import loading, model_config
-from backbones.model_config import read_definition, sizes_of
+from backbones import loading, model_configs
+from backbones.model_configs import read_model_config, sizes_of
 from backbones.towers import CLIP
 from conftest import ROOT, save_archive
 from test_towers import (
@@ -33,7 +33,7 @@ from test_towers import (
     shapes,
 )
 
-DEFINITIONS = {"vit": VIT, "resnet": RESNET}
+MODEL_CONFIGS = {"vit": VIT, "resnet": RESNET}
 GELU = pytest.mark.parametrize("activation", ["quickgelu", "gelu"])
 
 
@@ -42,28 +42,28 @@ def definitions(tmp_path, monkeypatch):
     """Two definitions of their own as models/; returns that folder."""
     folder = tmp_path / "models"
     folder.mkdir()
-    for name, definition in DEFINITIONS.items():
-        (folder / f"{name}.json").write_text(json.dumps(definition))
-    monkeypatch.setattr(model_config, "MODELS", folder)
+    for name, model_config in MODEL_CONFIGS.items():
+        (folder / f"{name}.json").write_text(json.dumps(model_config))
+    monkeypatch.setattr(model_configs, "MODELS", folder)
     monkeypatch.setattr(clip, "MODELS", folder)
     return folder
 
 
-def open_clip_config(definition, activation):
+def open_clip_config(model_config, activation):
     """A definition as open_clip's configuration, the width of heads from their number."""
-    vision = {"image_size": definition["image_size"], **definition["vision"]}
+    vision = {"image_size": model_config["image_size"], **model_config["vision"]}
     channels = vision["width"] * (32 if isinstance(vision["layers"], list) else 1)
     vision["head_width"] = channels // vision.pop("heads")
     return {
-        "embed_dim": definition["embed_dim"],
+        "embed_dim": model_config["embed_dim"],
         "quick_gelu": activation == "quickgelu",
         "vision_cfg": vision,
-        "text_cfg": dict(definition["text"]),
+        "text_cfg": dict(model_config["text"]),
     }
 
 
 def open_clip_model(name, activation="quickgelu", kind=OpenClip):
-    return randomise(kind(**open_clip_config(DEFINITIONS[name], activation)))
+    return randomise(kind(**open_clip_config(MODEL_CONFIGS[name], activation)))
 
 
 class HuggingFace(nn.Module):
@@ -82,22 +82,22 @@ class HuggingFace(nn.Module):
         return getattr(found, "pooler_output", found)
 
 
-def hugging_face_model(definition, activation="quickgelu"):
+def hugging_face_model(model_config, activation="quickgelu"):
     """A CLIPModel of its own random weights, far from where they start."""
     names = {"quickgelu": "quick_gelu", "gelu": "gelu"}
     config = {}
     for tower in ("vision", "text"):
-        width = definition[tower]["width"]
+        width = model_config[tower]["width"]
         config[f"{tower}_config"] = {
             "hidden_size": width,
             "intermediate_size": 4 * width,
-            "num_hidden_layers": definition[tower]["layers"],
-            "num_attention_heads": definition[tower]["heads"],
+            "num_hidden_layers": model_config[tower]["layers"],
+            "num_attention_heads": model_config[tower]["heads"],
             "hidden_act": names[activation],
         }
-    config["vision_config"]["image_size"] = definition["image_size"]
-    config["vision_config"]["patch_size"] = definition["vision"]["patch_size"]
-    network = randomise(CLIPModel(CLIPConfig(projection_dim=definition["embed_dim"], **config)))
+    config["vision_config"]["image_size"] = model_config["image_size"]
+    config["vision_config"]["patch_size"] = model_config["vision"]["patch_size"]
+    network = randomise(CLIPModel(CLIPConfig(projection_dim=model_config["embed_dim"], **config)))
     for parameter in network.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -107,8 +107,8 @@ def hugging_face_model(definition, activation="quickgelu"):
 def parity(theirs, path, name="vit", **options):
     """Load a file and compare the features; returns what was loaded."""
     ours, _ = clip.load(path, **options)
-    size = DEFINITIONS[name]["image_size"]
-    assert ours.definition["name"] == name
+    size = MODEL_CONFIGS[name]["image_size"]
+    assert ours.model_config["name"] == name
     assert max(largest_difference(ours, theirs, size)) <= TOLERANCE
     return ours
 
@@ -117,7 +117,7 @@ def parity(theirs, path, name="vit", **options):
 
 
 @GELU
-@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_open_clips_state_dicts_load(definitions, device, name, activation, suffix):
     theirs = open_clip_model(name, activation)
@@ -125,15 +125,15 @@ def test_open_clips_state_dicts_load(definitions, device, name, activation, suff
     (save_file if suffix == ".safetensors" else torch.save)(theirs.state_dict(), path)
     ours, preprocess = clip.load(str(path), device, activation=activation)
     assert not ours.training and next(ours.parameters()).device.type == device.type
-    definition = DEFINITIONS[name]
-    assert ours.definition == {"name": name, **definition, "activation": activation}
+    model_config = MODEL_CONFIGS[name]
+    assert ours.model_config == {"name": name, **model_config, "activation": activation}
     assert heads(ours) == heads(theirs)
-    size = definition["image_size"]
+    size = model_config["image_size"]
     assert preprocess(Image.new("RGB", (70, 50))).shape == (3, size, size)
     assert max(largest_difference(ours, theirs, size, device)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
 def test_open_clips_training_checkpoints_load(definitions, name):
     theirs = open_clip_model(name)
     optimizer = torch.optim.AdamW(theirs.parameters())
@@ -162,7 +162,7 @@ def test_open_clips_folders_load_and_tell_the_activation(definitions, tmp_path, 
     config = {"model_cfg": open_clip_config(VIT, activation), "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     for path in (folder, folder / file):
-        assert parity(theirs, path).definition["activation"] == activation
+        assert parity(theirs, path).model_config["activation"] == activation
 
 
 @GELU
@@ -177,7 +177,7 @@ def test_hugging_faces_models_load_and_tell_the_activation(definitions, tmp_path
             state[f"{tower}_model.embeddings.position_ids"] = torch.arange(3)[None]
         torch.save(state, folder / "pytorch_model.bin")
     ours = parity(theirs, folder / "model.safetensors" if way == "file" else folder)
-    assert ours.definition["activation"] == activation
+    assert ours.model_config["activation"] == activation
 
 
 def test_a_hugging_face_file_alone_needs_the_activation(definitions):
@@ -191,10 +191,10 @@ def test_a_hugging_face_file_alone_needs_the_activation(definitions):
 class Archive(CLIP):
     """With the sizes that OpenAI's archives hold beside the weights."""
 
-    def __init__(self, definition):
-        super().__init__(definition)
-        text = definition["text"]
-        sizes = definition["image_size"], text["context_length"], text["vocab_size"]
+    def __init__(self, model_config):
+        super().__init__(model_config)
+        text = model_config["text"]
+        sizes = model_config["image_size"], text["context_length"], text["vocab_size"]
         for name, size in zip(
             ("input_resolution", "context_length", "vocab_size"), sizes, strict=True
         ):
@@ -202,15 +202,15 @@ class Archive(CLIP):
 
 
 @GELU
-@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
 @pytest.mark.filterwarnings("error")
 def test_torchscript_archives_load_and_tell_the_activation(definitions, name, activation):
-    definition = {**DEFINITIONS[name], "activation": activation}
-    theirs, path = randomise(Archive(definition)), definitions / "archive.pt"
-    save_archive(theirs, definition["image_size"], path)
+    model_config = {**MODEL_CONFIGS[name], "activation": activation}
+    theirs, path = randomise(Archive(model_config)), definitions / "archive.pt"
+    save_archive(theirs, model_config["image_size"], path)
     ours = parity(theirs, path, name)
-    assert ours.definition["activation"] == activation
-    assert shapes(ours) == shapes(CLIP(definition))
+    assert ours.model_config["activation"] == activation
+    assert shapes(ours) == shapes(CLIP(model_config))
 
 
 def test_half_precision_becomes_fp32(definitions):
@@ -225,7 +225,7 @@ def test_half_precision_becomes_fp32(definitions):
 def test_openais_names_are_looked_for_in_models_and_tell_the_activation(definitions, name):
     path = definitions / (name.replace("/", "-").replace("@", "-") + ".pt")
     torch.save(CLIP(VIT).state_dict(), path)
-    found = clip.load(name)[0].definition
+    found = clip.load(name)[0].model_config
     assert found == {"name": "vit", **VIT, "activation": "quickgelu"}
 
 
@@ -239,7 +239,7 @@ def test_openais_names_are_downloaded_where_there_is_no_file(definitions, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setattr(loading, "_download", download)
-    assert clip.load("RN50")[0].definition["name"] == "vit"
+    assert clip.load("RN50")[0].model_config["name"] == "vit"
     digest = loading.OPENAI["RN50"]
     assert asked == [(f"{loading.OPENAI_URL}/{digest}/RN50.pt", digest)]
 
@@ -247,7 +247,7 @@ def test_openais_names_are_downloaded_where_there_is_no_file(definitions, tmp_pa
 def test_the_hubs_names_are_asked_for_there(definitions, monkeypatch):
     torch.save(CLIP(VIT).state_dict(), definitions / "clip.pt")
     monkeypatch.setattr(clip, "find_hub", {"hf-hub:a/b@v1:clip.pt": definitions / "clip.pt"}.get)
-    assert clip.load("hf-hub:a/b@v1:clip.pt", activation="gelu")[0].definition["name"] == "vit"
+    assert clip.load("hf-hub:a/b@v1:clip.pt", activation="gelu")[0].model_config["name"] == "vit"
 
 
 def test_names_are_told_from_paths():
@@ -258,7 +258,7 @@ def test_names_are_told_from_paths():
 
 def test_available_models_have_definitions():
     names = {n.replace("/", "-").replace("@336px", "-336") for n in clip.available_models()}
-    assert {"ViT-B-32", "ViT-L-14-336", "RN50"} <= names <= set(model_config.definition_names())
+    assert {"ViT-B-32", "ViT-L-14-336", "RN50"} <= names <= set(model_configs.model_config_names())
 
 
 # ------------------------------------------------------------------ the activation
@@ -266,13 +266,16 @@ def test_available_models_have_definitions():
 
 def test_the_wrong_activation_costs_more_than_any_rounding():
     """In towers as deep as ViT-B's, most hidden units off, as in trained ones."""
-    definition = {
+    model_config = {
         "embed_dim": 64,
         "image_size": 64,
         "vision": {"patch_size": 16, "width": 128, "layers": 12, "heads": 2},
         "text": {**VIT["text"], "width": 64, "layers": 12, "heads": 1},
     }
-    right, wrong = randomise(CLIP(definition)), CLIP({**definition, "activation": "gelu"}).eval()
+    right, wrong = (
+        randomise(CLIP(model_config)),
+        CLIP({**model_config, "activation": "gelu"}).eval(),
+    )
     for name, parameter in right.named_parameters():
         if name.endswith("c_fc.bias"):
             nn.init.normal_(parameter, -1.5, 0.5)
@@ -304,7 +307,9 @@ def test_an_activation_that_contradicts_the_source_is_refused(definitions):
             ValueError, match=r"ViT-B-32\.pt: its activation is quickgelu, not gelu"
         ):
             clip.load(source, activation="gelu")
-        assert clip.load(source, activation="quickgelu")[0].definition["activation"] == "quickgelu"
+        assert (
+            clip.load(source, activation="quickgelu")[0].model_config["activation"] == "quickgelu"
+        )
 
 
 def test_an_unknown_activation_is_refused(definitions):
@@ -381,8 +386,8 @@ def refused_checkpoint(path, *options):
 def test_a_checkpoint_of_ours_is_refused_with_the_way_to_its_clip(save_tiny, monkeypatch):
     path = save_tiny("it is a.pth")
     network, content = model.load_checkpoint(path)
-    monkeypatch.setattr(model_config, "definition_names", lambda: ["tiny"])
-    monkeypatch.setattr(model_config, "read_definition", lambda name: content["definition"])
+    monkeypatch.setattr(model_configs, "model_config_names", lambda: ["tiny"])
+    monkeypatch.setattr(model_configs, "read_model_config", lambda name: content["definition"])
     state = refused_checkpoint(path).state_dict()
     assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in state.items())
 
@@ -429,7 +434,7 @@ def test_a_configuration_beside_another_file_leaves_the_activation_open(definiti
     with pytest.raises(ValueError, match=r"RemoteCLIP\.pt: nothing in it tells the activation"):
         clip.load(tmp_path / "RemoteCLIP.pt")
     network, _ = clip.load(tmp_path / "RemoteCLIP.pt", activation="quickgelu")
-    assert network.definition["activation"] == "quickgelu"
+    assert network.model_config["activation"] == "quickgelu"
 
 
 def test_a_contradiction_names_the_configuration(definitions, tmp_path):
@@ -455,7 +460,7 @@ def test_full_size_weights_of_open_clip_load(tmp_path, name):
 
 @pytest.mark.slow
 def test_full_size_weights_of_hugging_face_load(tmp_path):
-    theirs = hugging_face_model(read_definition("ViT-B-32"))
+    theirs = hugging_face_model(read_model_config("ViT-B-32"))
     assert differences_of_full_size(theirs, theirs.network, tmp_path, "ViT-B-32") <= TOLERANCE
 
 
@@ -463,5 +468,5 @@ def differences_of_full_size(theirs, saved, folder, name):
     """The largest difference of unit features, of a library's CLIP and what loads from its file."""
     torch.save(saved.state_dict(), folder / "weights.pt")
     ours, _ = clip.load(folder / "weights.pt", activation="quickgelu")
-    assert ours.definition["name"] == name
+    assert ours.model_config["name"] == name
     return max(largest_difference(ours, theirs, 224))

@@ -8,8 +8,8 @@ import clip
 from backbones import preprocess
 from conftest import (
     CAPTIONS,
-    DEFINITION,
-    N_PX,
+    IMAGE_SIZE,
+    MODEL_CONFIG,
     SIZES,
     box,
     equal_batches,
@@ -20,10 +20,10 @@ from dataset import images
 from dataset.annotations import Record
 from dataset.augment import AUGMENTATIONS
 from dataset.batches import ImageSet, TrainingSet, collate, require_readable, trim
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from V_Graph import GEOMETRY, arrays_from_boxes
 
-VOCABULARY = read_labels()
+LABEL_MAP = read_label_map()
 RECORDS = [Record(name, captions) for name, captions in CAPTIONS.items()]
 
 
@@ -79,7 +79,7 @@ def load(root, max_objects=20, **how):
     paths = [root / "imgs" / f"{record.name.removesuffix('.tif')}.png" for record in RECORDS]
     files = [root / "det_json" / f"{path.stem}.json" for path in paths]
     files = [file if file.is_file() else None for file in files]
-    return ImageSet(paths, files, N_PX, VOCABULARY, max_objects, **how)
+    return ImageSet(paths, files, IMAGE_SIZE, LABEL_MAP, max_objects, **how)
 
 
 def items_equal(first, second):
@@ -92,7 +92,7 @@ def test_items_are_in_the_order_of_the_records(five):
     found = load(five)
     assert [path.stem for path in found.paths] == ["a", "b", "c", "d", "e"]
     for i, path in enumerate(found.paths):
-        expected = clip.preprocess(N_PX)(images.open_image(path))
+        expected = clip.preprocess(IMAGE_SIZE)(images.open_image(path))
         torch.testing.assert_close(preprocess.normalize(found[i]["image"]), expected)
         assert found[i]["index"] == i
     assert [int(found[i]["mask"].sum()) for i in range(5)] == [1, 2, 0, 4, 1]
@@ -100,16 +100,16 @@ def test_items_are_in_the_order_of_the_records(five):
 
 def test_nodes_are_those_of_the_detections_and_the_files_size(five):
     found = load(five)
-    slots = np.array([VOCABULARY.slot("ship")] * 2)
+    class_ids = np.array([LABEL_MAP.class_id("ship")] * 2)
     boxes = np.array([box(6, 7, 7, 4, 0.0), box(12, 12, 7, 5, 0.3)])
-    expected = arrays_from_boxes(slots, boxes, SIZES[1], 20, len(VOCABULARY))
+    expected = arrays_from_boxes(class_ids, boxes, SIZES[1], 20, len(LABEL_MAP))
     assert torch.equal(found[1]["nodes"], torch.from_numpy(expected.nodes))
     assert torch.equal(found[1]["adjacency"], torch.from_numpy(expected.adjacency))
 
 
 @pytest.mark.parametrize("rows", [0, 4.5])
 def test_pixels_in_a_cache_file_change_no_item(five, tmp_path, rows):
-    how = {"cache_gb": rows * 3 * N_PX**2 / 2**30, "cache_dir": tmp_path / "cache"}
+    how = {"cache_gb": rows * 3 * IMAGE_SIZE**2 / 2**30, "cache_dir": tmp_path / "cache"}
     small = load(five, **how)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     items_equal(small, load(five))
@@ -131,16 +131,16 @@ def test_missing_detections_are_an_empty_graph_and_counted(five):
 
 def test_objects_beyond_the_maximum_are_counted(five):
     found = load(five, max_objects=3)
-    assert found.dropped == 1 and found[3]["nodes"].shape == (3, len(VOCABULARY) + GEOMETRY)
+    assert found.dropped == 1 and found[3]["nodes"].shape == (3, len(LABEL_MAP) + GEOMETRY)
     assert "1 objects beyond 3 dropped" in found.counts()
 
 
 def test_exchanged_graphs_are_all_used_once_and_none_by_its_own_image(tmp_path):
     paths = [write_image(tmp_path / f"{i}.png") for i in range(9)]
     files = [write_detections(tmp_path / f"{i}.json", [box(3 + 4 * i, 20)]) for i in range(9)]
-    own = ImageSet(paths, files, N_PX, VOCABULARY, 20)
+    own = ImageSet(paths, files, IMAGE_SIZE, LABEL_MAP, 20)
     for seed in range(5):
-        exchanged = ImageSet(paths, files, N_PX, VOCABULARY, 20, exchange=seed)
+        exchanged = ImageSet(paths, files, IMAGE_SIZE, LABEL_MAP, 20, exchange=seed)
         source = [
             next(j for j in range(9) if torch.equal(exchanged[i]["nodes"], own[j]["nodes"]))
             for i in range(9)
@@ -166,8 +166,8 @@ def test_no_edges_leave_the_nodes(five):
 def test_a_set_without_edges_has_its_nodes(tmp_path):
     path = write_image(tmp_path / "a.png")
     file = write_detections(tmp_path / "a.json", [box(9, 20), box(12, 20)])
-    own = ImageSet([path], [file], N_PX, VOCABULARY, 20)[0]
-    bare = ImageSet([path], [file], N_PX, VOCABULARY, 20, edges=False)[0]
+    own = ImageSet([path], [file], IMAGE_SIZE, LABEL_MAP, 20)[0]
+    bare = ImageSet([path], [file], IMAGE_SIZE, LABEL_MAP, 20, edges=False)[0]
     assert own["adjacency"].any() and not bare["adjacency"].any()
     assert torch.equal(own["nodes"], bare["nodes"]) and torch.equal(own["mask"], bare["mask"])
 
@@ -190,7 +190,7 @@ def test_unreadable_images_are_one_error_with_the_first_ten(tmp_path):
         if i % 2:  # cut short; the others are not there
             path.write_bytes(whole[:500])
         paths.insert(2 * i, path)
-    message = refusal(ImageSet(paths, [None] * len(paths), N_PX, VOCABULARY, 20))
+    message = refusal(ImageSet(paths, [None] * len(paths), IMAGE_SIZE, LABEL_MAP, 20))
     assert message.startswith("12 images are missing or unreadable")
     assert [f"bad_{i:02d}.png" in message for i in range(12)] == [True] * 10 + [False] * 2
     assert "good" not in message
@@ -204,7 +204,7 @@ def test_readable_sets_are_no_error(five):
 
 
 def training_set(root, augment=(), drop_graphs=0.0, seed=0, records=RECORDS, **how):
-    return TrainingSet(load(root, **how), records, DEFINITION, augment, drop_graphs, seed)
+    return TrainingSet(load(root, **how), records, MODEL_CONFIG, augment, drop_graphs, seed)
 
 
 def test_drawn_captions_belong_to_their_image_and_all_occur(five):

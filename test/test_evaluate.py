@@ -21,7 +21,7 @@ from clip_gcn_image_feature_integration import SCENES, encode_images, encode_tex
 from dataloader import RetrievalData, sources
 from dataset import scenes
 from dataset.annotations import normal_form, read_annotations
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from evaluate import merged, metrics, retrieval_metrics
 from metrics import ranks
 from metrics.intervals import bootstrap, figures
@@ -356,7 +356,7 @@ def test_script_agrees_with_encoding_one_by_one_and_sorting(checkpoint):
     network, saved = load_checkpoint(checkpoint)
     data = RetrievalData(saved["options"], *sources(saved["options"]))
     records = data.records("val")
-    image_set = data.image_set("val", saved["definition"]["image_size"], read_labels())
+    image_set = data.image_set("val", saved["definition"]["image_size"], read_label_map())
     images = encode_images(network, image_set, "cpu", batch_size=1)["fused"]
     hits = []
     for i, record in enumerate(records):

@@ -17,10 +17,10 @@ from transformers import CLIPModel
 
 import clip
 import model
-from backbones import export, model_config
+from backbones import export, model_configs
 from backbones.lora import adapt
 from backbones.towers import CLIP
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from test_clip import (
     GELU,
     HuggingFace,
@@ -49,56 +49,59 @@ POSITIONS["resnet"] = "visual.attnpool.positional_embedding"
 # ------------------------------------------------------------------ other image sizes
 
 
-@pytest.mark.parametrize("n_px", [16, 32, 64, 96, 224])
-def test_another_image_size_gives_what_open_clip_gives(definitions, capsys, n_px):  # noqa: F811
+@pytest.mark.parametrize("image_size", [16, 32, 64, 96, 224])
+def test_another_image_size_gives_what_open_clip_gives(definitions, capsys, image_size):  # noqa: F811
     path, source = definitions / "weights.pt", open_clip_model("vit")
     torch.save(source.state_dict(), path)
-    config = open_clip_config({**VIT, "image_size": n_px}, "quickgelu")
+    config = open_clip_config({**VIT, "image_size": image_size}, "quickgelu")
     theirs = open_clip.model.CLIP(**config).eval()
     open_clip.load_checkpoint(theirs, path)
-    ours, preprocess = clip.load(path, activation="quickgelu", image_size=n_px)
-    assert ours.definition["image_size"] == n_px
+    ours, preprocess = clip.load(path, activation="quickgelu", image_size=image_size)
+    assert ours.model_config["image_size"] == image_size
     assert torch.equal(ours.visual.positional_embedding, theirs.visual.positional_embedding)
-    assert max(largest_difference(ours, theirs, n_px)) <= TOLERANCE
+    assert max(largest_difference(ours, theirs, image_size)) <= TOLERANCE
     [line] = capsys.readouterr().out.splitlines()
-    assert f"48 -> {n_px}" in line and f"3 x 3 to {n_px // 16} x {n_px // 16}" in line
+    assert (
+        f"48 -> {image_size}" in line
+        and f"3 x 3 to {image_size // 16} x {image_size // 16}" in line
+    )
 
 
-@pytest.mark.parametrize(("name", "n_px"), [("vit", 80), ("resnet", 64), ("resnet", 160)])
-def test_positions_are_interpolated_as_by_open_clip(name, n_px):
-    definition, key = {"vit": VIT, "resnet": RESNET}[name], POSITIONS[name]
-    state = CLIP(definition).state_dict()
+@pytest.mark.parametrize(("name", "image_size"), [("vit", 80), ("resnet", 64), ("resnet", 160)])
+def test_positions_are_interpolated_as_by_open_clip(name, image_size):
+    model_config, key = {"vit": VIT, "resnet": RESNET}[name], POSITIONS[name]
+    state = CLIP(model_config).state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
-    found, changed = model_config.resized(state, definition, n_px)
-    side = n_px // (16 if name == "vit" else 32)
+    found, changed = model_configs.resized(state, model_config, image_size)
+    side = image_size // (16 if name == "vit" else 32)
     reference = {"visual.positional_embedding": state[key]}
     visual = SimpleNamespace(grid_size=(side, side))
     resize_pos_embed(reference, SimpleNamespace(visual=visual))
     assert torch.equal(found[key], reference["visual.positional_embedding"])
-    assert changed == {**definition, "image_size": n_px}
+    assert changed == {**model_config, "image_size": image_size}
     assert all(torch.equal(found[name], before[name]) for name in found if name != key)
     assert all(torch.equal(state[name], before[name]) for name in state)
     network = CLIP(changed).eval()
     network.load_state_dict(found)
     with torch.no_grad():
-        assert network.encode_image(torch.zeros(1, 3, n_px, n_px)).isfinite().all()
+        assert network.encode_image(torch.zeros(1, 3, image_size, image_size)).isfinite().all()
 
 
 def test_the_same_image_size_changes_nothing_and_prints_nothing(capsys):
     state = CLIP(VIT).state_dict()
-    assert model_config.resized(state, VIT, 48) == (state, VIT)
+    assert model_configs.resized(state, VIT, 48) == (state, VIT)
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("definition", "patch"), [(VIT, 16), (RESNET, 32)])
-@pytest.mark.parametrize("n_px", [0, -32, 8, 100])
-def test_a_size_that_is_no_multiple_of_the_patch_is_refused(definition, patch, n_px):
-    message = f"--image-size {n_px}: expected a multiple of {patch}, above 0"
+@pytest.mark.parametrize(("model_config", "patch"), [(VIT, 16), (RESNET, 32)])
+@pytest.mark.parametrize("image_size", [0, -32, 8, 100])
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused(model_config, patch, image_size):
+    message = f"--image-size {image_size}: expected a multiple of {patch}, above 0"
     with pytest.raises(ValueError, match=message):
-        model_config.check_image_size(definition, n_px)
+        model_configs.check_image_size(model_config, image_size)
     with pytest.raises(ValueError, match=message):
-        model_config.resized(CLIP(definition).state_dict(), definition, n_px)
-    model_config.check_image_size(definition, 64)
+        model_configs.resized(CLIP(model_config).state_dict(), model_config, image_size)
+    model_configs.check_image_size(model_config, 64)
 
 
 # ------------------------------------------------------------------ export
@@ -107,14 +110,14 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_refused(definition, patch, n
 @pytest.fixture
 def checkpoint(tmp_path, definitions, monkeypatch):  # noqa: F811
     """Write a checkpoint of ours: checkpoint("vit", "gelu", lora=True); (path, its CLIP)."""
-    for name, definition in OURS.items():
-        (definitions / f"{name}.json").write_text(json.dumps(definition))
+    for name, model_config in OURS.items():
+        (definitions / f"{name}.json").write_text(json.dumps(model_config))
 
     def write(name="vit", activation="quickgelu", lora=False):
-        definition = {"name": name, **OURS[name], "activation": activation}
+        model_config = {"name": name, **OURS[name], "activation": activation}
         options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
-        labels = read_labels().lines
-        network = randomise(model.build(definition, labels, options))
+        labels = read_label_map().lines
+        network = randomise(model.build(model_config, labels, options))
         if lora:
             options |= {"train": "lora", "lora": (2, 4.0, 0.0)}
             adapt(network, 2, 4.0, 0.0)
@@ -122,7 +125,7 @@ def checkpoint(tmp_path, definitions, monkeypatch):  # noqa: F811
                 if key.endswith(".B"):
                     nn.init.normal_(parameter, std=0.1)
         path = tmp_path / "best_model.pth"
-        model.save_checkpoint(path, network, definition, labels, options)
+        model.save_checkpoint(path, network, model_config, labels, options)
         return path, model.load_checkpoint(path)[0]
 
     return write
@@ -198,7 +201,7 @@ def test_an_archive_loads_here_and_tells_the_activation(checkpoint, tmp_path, ca
     path, ours = checkpoint(name)
     run("--checkpoint", path, "--out", tmp_path / "plain.pt", "--naming", "openai")
     network, _ = eval(printed(capsys)[0])
-    assert network.definition == {"name": name, **OURS[name], "activation": "quickgelu"}
+    assert network.model_config == {"name": name, **OURS[name], "activation": "quickgelu"}
     assert network.path == tmp_path / "plain.pt"
     state = ours.state_dict()
     assert all(torch.equal(t, state[key]) for key, t in network.state_dict().items())
@@ -214,12 +217,12 @@ def test_an_archive_has_the_layers_of_a_clip_alone_adapters_merged(checkpoint, t
 
 
 @pytest.mark.parametrize(
-    ("definition", "activation"), [({**VIT, "text": TEXT}, "gelu"), (VIT, "quickgelu")]
+    ("model_config", "activation"), [({**VIT, "text": TEXT}, "gelu"), (VIT, "quickgelu")]
 )
 def test_what_openais_loader_would_build_wrong_is_refused(
-    checkpoint, tmp_path, monkeypatch, definition, activation
+    checkpoint, tmp_path, monkeypatch, model_config, activation
 ):
-    monkeypatch.setitem(OURS, "vit", definition)  # VIT has heads of 16 channels
+    monkeypatch.setitem(OURS, "vit", model_config)  # VIT has heads of 16 channels
     path, _ = checkpoint("vit", activation)
     with pytest.raises(ValueError, match="vit: OpenAI's package has quickgelu and heads of 64.*"):
         run("--checkpoint", path, "--out", tmp_path / "plain.pt", "--naming", "openai")
@@ -227,9 +230,9 @@ def test_what_openais_loader_would_build_wrong_is_refused(
 
 
 def test_definitions_of_open_clips_names_have_its_sizes():
-    assert set(export.OPEN_CLIP) <= set(model_config.definition_names())
+    assert set(export.OPEN_CLIP) <= set(model_configs.model_config_names())
     for name in export.OPEN_CLIP:
-        theirs, ours = open_clip.get_model_config(name), model_config.read_definition(name)
+        theirs, ours = open_clip.get_model_config(name), model_configs.read_model_config(name)
         expected = open_clip_config(ours, "gelu")
         for tower in ("vision_cfg", "text_cfg"):
             expected[tower] = {"head_width": 64, "patch_size": None, **expected[tower]}
@@ -251,7 +254,7 @@ def test_what_is_printed_is_python(checkpoint, tmp_path, capsys, monkeypatch, na
         for node in ast.walk(ast.parse(line)):
             if isinstance(node, ast.Constant) and "plain" in str(node.value):
                 assert node.value == str(out)
-    assert eval(lines[0])[0].definition["name"] == "vit"
+    assert eval(lines[0])[0].model_config["name"] == "vit"
     assert any(line.startswith("#") for line in lines) == (naming == "open_clip" and not known)
 
 
@@ -267,7 +270,7 @@ def test_transformers_loads_an_export(checkpoint, tmp_path, capsys, activation):
     theirs = HuggingFace(network)
     assert max(largest_difference(ours, theirs, 48)) <= TOLERANCE
     again, _ = clip.load(out)
-    assert again.definition == {"name": "vit", **OURS["vit"], "activation": activation}
+    assert again.model_config == {"name": "vit", **OURS["vit"], "activation": activation}
     assert all(torch.equal(t, ours.state_dict()[key]) for key, t in again.state_dict().items())
     assert f"clip.load('{out}')" in capsys.readouterr().out
 
@@ -437,9 +440,9 @@ def test_a_wrong_command_line_is_a_usage_error(capsys, arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_a_full_size_export_loads_by_the_printed_call_of_open_clip(tmp_path, capsys, name):
-    definition = {**model_config.read_definition(name), "activation": "quickgelu"}
+    model_config = {**model_configs.read_model_config(name), "activation": "quickgelu"}
     path = tmp_path / "weights.pt"
-    torch.save(randomise(CLIP(definition)).state_dict(), path)
+    torch.save(randomise(CLIP(model_config)).state_dict(), path)
     out = tmp_path / "plain.pt"
     run("--checkpoint", path, "--out", out, "--activation", "quickgelu")
     call = re.search(r"open_clip\.create_model\(.+\)", capsys.readouterr().out)[0]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import V_Graph
-from det_formats.det_json import Vocabulary, load_detections, read_labels
+from det_formats.det_json import LabelMap, load_detections, read_label_map
 from V_Graph import GEOMETRY, build_graph, build_matrices, graph_arrays
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +22,8 @@ AIRPORT_DEGREES = [
     265.74, 219.56, 166.71, 236.02, 169.31, 162.96, 26.38, 80.76, 23.39, 65.64, 95.07, 128.64,
     62.13, 12.79, 11.92,
 ]  # fmt: skip
-VOCABULARY = read_labels()
-K = len(VOCABULARY)
+LABEL_MAP = read_label_map()
+K = len(LABEL_MAP)
 OTHER = K - 1
 
 DOTA = (
@@ -48,7 +48,7 @@ def detection(label="ship", cx=100.0, cy=50.0, w=40.0, h=10.0, angle=0.0, score=
 
 def random_detections(number, seed=0, width=640, height=480):
     rng = np.random.default_rng(seed)
-    labels = rng.choice([line.split(",")[0] for line in VOCABULARY.lines], number)
+    labels = rng.choice([line.split(",")[0] for line in LABEL_MAP.lines], number)
     columns = (
         rng.uniform(0, width, number),
         rng.uniform(0, height, number),
@@ -61,7 +61,7 @@ def random_detections(number, seed=0, width=640, height=480):
 
 
 def arrays(detections, size=(640, 480), max_objects=20):
-    return graph_arrays(detections, size, max_objects, VOCABULARY)
+    return graph_arrays(detections, size, max_objects, LABEL_MAP)
 
 
 def equal(first, second, tolerance=0.0):
@@ -138,7 +138,7 @@ def test_node_features_of_a_hand_computed_box():
     # area 400 of 20,000 pixels; (40 - 10) / (40 + 10) = 0.6 at a doubled angle of 60 degrees
     expected = [0.5, -0.5, math.log10(0.02) / 2 + 1, 0.3, 0.6 * math.sin(math.pi / 3), 0.6, 0.5]
     np.testing.assert_allclose(nodes[0, K:], expected, atol=1e-6)
-    assert nodes[0, :K].argmax() == VOCABULARY.slot("ship")
+    assert nodes[0, :K].argmax() == LABEL_MAP.class_id("ship")
     assert nodes[0, :K].sum() == 1
     assert nodes.shape == (20, K + GEOMETRY)
 
@@ -263,7 +263,7 @@ def test_which_of_two_objects_is_dropped(kept, gone):
     pair = [detection("ship", **kept), detection("bridge", **gone)]
     for detections in (pair, pair[::-1]):
         result = arrays(detections, max_objects=1)
-        assert result.nodes[0, VOCABULARY.slot("ship")] == 1
+        assert result.nodes[0, LABEL_MAP.class_id("ship")] == 1
         assert result.dropped == 1
 
 
@@ -278,38 +278,38 @@ def test_objects_beyond_the_slots_are_counted_lowest_scores_first():
 # ------------------------------------------------------------------ labels
 
 
-@pytest.mark.parametrize("slot", range(K - 1))
-def test_aliases_and_spellings_share_the_slot_of_their_line(slot):
-    vocabulary = Vocabulary(VOCABULARY.lines)
-    for alias in VOCABULARY.lines[slot].split(","):
+@pytest.mark.parametrize("class_id", range(K - 1))
+def test_aliases_and_spellings_share_the_slot_of_their_line(class_id):
+    label_map = LabelMap(LABEL_MAP.lines)
+    for alias in LABEL_MAP.lines[class_id].split(","):
         words = alias.split()
         spellings = [alias, alias.upper(), alias.title(), f"  {alias} "]
         spellings += [joint.join(words) for joint in (" ", "-", "_", "", "  ", "\t")]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert {vocabulary.slot(spelling) for spelling in spellings} == {slot}
+            assert {label_map.class_id(spelling) for spelling in spellings} == {class_id}
 
 
 @pytest.mark.parametrize("names", [DOTA, DIOR, NWPU], ids=["DOTA", "DIOR", "NWPU VHR-10"])
 def test_each_class_of_a_data_set_has_a_slot_of_its_own(names):
-    slots = [Vocabulary(VOCABULARY.lines).slot(name) for name in names]
-    assert OTHER not in slots
-    assert len(set(slots)) == len(names)
+    class_ids = [LabelMap(LABEL_MAP.lines).class_id(name) for name in names]
+    assert OTHER not in class_ids
+    assert len(set(class_ids)) == len(names)
 
 
 def test_building_and_car_are_known():
-    assert OTHER not in (VOCABULARY.slot("building"), VOCABULARY.slot("car"))
+    assert OTHER not in (LABEL_MAP.class_id("building"), LABEL_MAP.class_id("car"))
 
 
 def test_unknown_labels_share_other_and_are_reported_once():
-    vocabulary = Vocabulary(VOCABULARY.lines)
+    label_map = LabelMap(LABEL_MAP.lines)
     with pytest.warns(UserWarning, match="'dragon'"):
-        assert vocabulary.slot("dragon") == OTHER
+        assert label_map.class_id("dragon") == OTHER
     with pytest.warns(UserWarning, match="'unicorn'"):
-        assert vocabulary.slot("unicorn") == OTHER
+        assert label_map.class_id("unicorn") == OTHER
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert vocabulary.slot("dragon") == OTHER
+        assert label_map.class_id("dragon") == OTHER
 
 
 def test_an_unknown_label_keeps_its_node():
@@ -321,15 +321,15 @@ def test_an_unknown_label_keeps_its_node():
 @pytest.mark.parametrize("again", ["boat", "BOAT", "bo-at"])
 def test_a_name_in_two_lines_is_an_error(again):
     with pytest.raises(ValueError, match=again):
-        Vocabulary(["ship, boat", f"canoe, {again}"])
+        LabelMap(["ship, boat", f"canoe, {again}"])
 
 
 def test_comments_and_blank_lines_of_a_label_file_take_no_slot(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("\ufeff# comment\n\nship, boat\n  # another\nbridge\n", encoding="utf-8")
-    vocabulary = read_labels(path)
-    assert [vocabulary.slot(name) for name in ("ship", "boat", "bridge")] == [0, 0, 1]
-    assert len(vocabulary) == 3
+    label_map = read_label_map(path)
+    assert [label_map.class_id(name) for name in ("ship", "boat", "bridge")] == [0, 0, 1]
+    assert len(label_map) == 3
 
 
 # ------------------------------------------------------------------ files
@@ -438,7 +438,7 @@ def test_detections_of_real_images_load(real_data):
         assert paths
         for path in paths:
             for entry in load_detections(path):
-                assert VOCABULARY.slot(entry["label"]) != OTHER
+                assert LABEL_MAP.class_id(entry["label"]) != OTHER
 
 
 # ------------------------------------------------------------------ build_graph

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from backbones.model_config import read_definition
+from backbones.model_configs import read_model_config
 from conftest import RESNET, changed, is_new, log_of, weights_of
 from dataloader import RetrievalData, sources
 from dataset.batches import TrainingSet
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from train import parse
 from training.step import (
     PRECISIONS,
@@ -65,21 +65,21 @@ def test_precision_on_cuda_is_bf16_where_the_hardware_has_it(monkeypatch, capabi
 def test_no_model_and_no_clip_mean_small():
     options = parse([])[0]
     assert options["model"] is None
-    assert start_model(options, read_labels().lines)[1] == read_definition("small")
+    assert start_model(options, read_label_map().lines)[1] == read_model_config("small")
 
 
 # ------------------------------------------------------------------ one step
 
 
 @pytest.fixture
-def trained(five, tiny_model, tiny_definition):
+def trained(five, tiny_model, tiny_model_config):
     """Trains a new tiny model for some steps: trained(3, scaler=...); the learner afterwards."""
 
     def do(steps, **changes):
         settings = parse(["--dataset", "five", "--data-root", str(five), "--precision", "fp32"])[0]
         data = RetrievalData(settings, *sources(settings))
-        images = data.image_set("train", tiny_definition["image_size"], read_labels())
-        how = tiny_definition, [], 0, 0
+        images = data.image_set("train", tiny_model_config["image_size"], read_label_map())
+        how = tiny_model_config, [], 0, 0
         train_set = TrainingSet(images, data.records("train"), *how)
         learner = make_learner(tiny_model().train(), settings, 8)._replace(**changes)
         for epoch in range(steps):
@@ -93,14 +93,14 @@ def trained(five, tiny_model, tiny_definition):
 @pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
 def test_the_scale_of_the_loss_changes_nothing(trained, monkeypatch, largest):
     """Gradients are divided by it before they are clipped: powers of two leave no trace."""
-    monkeypatch.setattr("training.step.LARGEST_GRADIENT", largest)
+    monkeypatch.setattr("training.step.MAX_GRAD_NORM", largest)
     plain = trained(3).model.state_dict()
     scaled = trained(3, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10)).model.state_dict()
     assert not changed(plain, scaled)
 
 
 def test_gradients_are_clipped_at_their_norm(trained, monkeypatch):
-    monkeypatch.setattr("training.step.LARGEST_GRADIENT", 1e-3)
+    monkeypatch.setattr("training.step.MAX_GRAD_NORM", 1e-3)
     gradients = [p.grad for p in trained(1).model.parameters()]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
     assert norm == pytest.approx(1e-3, rel=1e-3)

@@ -12,7 +12,7 @@ import clip
 from backbones import lora
 from backbones.lora import LowRank
 from backbones.towers import CLIP
-from conftest import N_PX, RESNET
+from conftest import IMAGE_SIZE, RESNET
 
 RANK, ALPHA = 3, 6.0
 TOWERS = ("ViT", "ResNet")
@@ -26,15 +26,15 @@ def seeded_and_in_full_precision(monkeypatch):
 
 
 @pytest.fixture(params=TOWERS)
-def definition(request, tiny_definition):
+def model_config(request, tiny_model_config):
     """A small CLIP with either image tower."""
-    vision = RESNET if request.param == "ResNet" else tiny_definition["vision"]
-    return {**tiny_definition, "vision": vision}
+    vision = RESNET if request.param == "ResNet" else tiny_model_config["vision"]
+    return {**tiny_model_config, "vision": vision}
 
 
-def build(definition):
+def build(model_config):
     """A CLIP with random weights whose features differ between images."""
-    network = CLIP(definition)
+    network = CLIP(model_config)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):  # torch's default lets the signal die away in a ResNet
             nn.init.kaiming_normal_(module.weight)
@@ -53,7 +53,9 @@ def adapted(network, dropout=0.0, zero=False):
 
 
 def inputs(device="cpu", images=4):
-    pixels = torch.randn(images, 3, N_PX, N_PX, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randn(
+        images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1)
+    )
     texts = ["a ship", "two planes near a road", "snow", "six storage tanks"]
     return pixels.to(device), clip.tokenize(texts).to(device)
 
@@ -187,27 +189,27 @@ def test_all_projections_of_both_towers_are_adapted_and_nothing_else(tiny_model)
         assert parametrized(adapted(tiny_model(**changes))) == expected
 
 
-def test_of_a_resnet_the_attention_pooling_is_adapted(tiny_definition):
-    network = adapted(build({**tiny_definition, "vision": RESNET}))
+def test_of_a_resnet_the_attention_pooling_is_adapted(tiny_model_config):
+    network = adapted(build({**tiny_model_config, "vision": RESNET}))
     pooling = {f"visual.attnpool.{name}_proj.weight" for name in "qkvc"}
     assert parametrized(network) == pooling | block("transformer.resblocks.0")
 
 
-def test_the_number_of_trained_parameters_is_that_of_the_formula(tiny_definition):
+def test_the_number_of_trained_parameters_is_that_of_the_formula(tiny_model_config):
     def count(network):
         return sum(network.get_parameter(n).numel() for n in lora.adapter_parameters(network))
 
     # Of width D a block has 3 (D + D) for q, k, v, D + D behind them and twice D + 4 D, by rank.
     text, image = 18 * 32 * RANK, 18 * 32 * RANK * 2
-    assert count(adapted(build(tiny_definition))) == text + image
+    assert count(adapted(build(tiny_model_config))) == text + image
     # Its pooling has 32 * 8 channels and leads to the common width of 32.
     pooling = RANK * (3 * (256 + 256) + 256 + 32)
-    assert count(adapted(build({**tiny_definition, "vision": RESNET}))) == text + pooling
+    assert count(adapted(build({**tiny_model_config, "vision": RESNET}))) == text + pooling
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_it_starts_from_exactly_the_pretrained_features(definition, device, training):
-    network = build(definition).to(device).train(training)
+def test_it_starts_from_exactly_the_pretrained_features(model_config, device, training):
+    network = build(model_config).to(device).train(training)
     plain = copy.deepcopy(network)
     adapted(network, dropout=0.5, zero=True)
     with torch.no_grad():
@@ -216,9 +218,9 @@ def test_it_starts_from_exactly_the_pretrained_features(definition, device, trai
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_merged_equals_adapted(definition, device, training, gradients):
-    network = adapted(build(definition).to(device).train(training))
-    plain = build(definition).to(device).train(training)
+def test_merged_equals_adapted(model_config, device, training, gradients):
+    network = adapted(build(model_config).to(device).train(training))
+    plain = build(model_config).to(device).train(training)
     plain.load_state_dict({**plain.state_dict(), **originals(network)})
     with torch.set_grad_enabled(gradients):
         before = unit_features(network, device)
@@ -236,8 +238,8 @@ def originals(network):
     }
 
 
-def test_merged_weights_are_those_of_the_formula(definition):
-    network = adapted(build(definition), dropout=0.5).train()
+def test_merged_weights_are_those_of_the_formula(model_config):
+    network = adapted(build(model_config), dropout=0.5).train()
     state, expected = network.state_dict(), copied(originals(network).items())
     for name in parametrized(network):
         owner, _, last = name.rpartition(".")
@@ -251,15 +253,15 @@ def test_merged_weights_are_those_of_the_formula(definition):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
 
 
-def test_eager_and_fused_attention_both_see_the_adapters(tiny_definition, device):
-    network = adapted(build(tiny_definition).to(device))
+def test_eager_and_fused_attention_both_see_the_adapters(tiny_model_config, device):
+    network = adapted(build(tiny_model_config).to(device))
     with torch.no_grad():  # evaluation takes torch's fused attention, training does not
         fused, eager = (unit_features(network.train(mode), device) for mode in (False, True))
     assert largest(fused, eager) <= 1e-6
 
 
-def test_a_merged_state_dict_loads_into_a_plain_clip(definition):
-    network, plain = adapted(build(definition)).eval(), build(definition).eval()
+def test_a_merged_state_dict_loads_into_a_plain_clip(model_config):
+    network, plain = adapted(build(model_config)).eval(), build(model_config).eval()
     with torch.no_grad():
         before = unit_features(network)
     assert lora.merge(network) is network and not lora.is_adapted(network)
@@ -270,8 +272,8 @@ def test_a_merged_state_dict_loads_into_a_plain_clip(definition):
         assert largest(unit_features(plain), before) <= 1e-6
 
 
-def test_merging_a_model_without_adapters_changes_nothing(definition):
-    network = build(definition)
+def test_merging_a_model_without_adapters_changes_nothing(model_config):
+    network = build(model_config)
     before = copied(network.state_dict().items())
     assert lora.merge(network) is network
     after = network.state_dict()
@@ -279,8 +281,8 @@ def test_merging_a_model_without_adapters_changes_nothing(definition):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_merged_model_takes_adapters_again(definition):
-    network = lora.merge(adapted(build(definition))).eval()
+def test_a_merged_model_takes_adapters_again(model_config):
+    network = lora.merge(adapted(build(model_config))).eval()
     with torch.no_grad():
         before = unit_features(network)
         assert torch.equal(unit_features(adapted(network, zero=True)), before)
@@ -317,8 +319,8 @@ def steps(network, number, precision=None, device="cpu"):
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_few_steps_lower_the_loss_and_leave_the_originals(definition, device, precision):
-    network = adapted(build(definition).to(device).train(), zero=True)
+def test_a_few_steps_lower_the_loss_and_leave_the_originals(model_config, device, precision):
+    network = adapted(build(model_config).to(device).train(), zero=True)
     before = copied(network.named_parameters())
     losses = steps(network, 12, precision, device.type)
     assert losses[-1] < 0.5 * losses[0]
@@ -327,8 +329,8 @@ def test_a_few_steps_lower_the_loss_and_leave_the_originals(definition, device, 
         assert torch.equal(parameter, before[name]) == (name not in trained), name
 
 
-def test_gradients_reach_every_b_at_the_start_and_every_a_afterwards(definition):
-    network = adapted(build(definition), zero=True)
+def test_gradients_reach_every_b_at_the_start_and_every_a_afterwards(model_config):
+    network = adapted(build(model_config), zero=True)
     for nonzero in ("B", "AB"):
         network.zero_grad()
         contrastive(network).backward()
@@ -337,8 +339,8 @@ def test_gradients_reach_every_b_at_the_start_and_every_a_afterwards(definition)
             nn.init.normal_(network.get_parameter(name), std=0.1)
 
 
-def test_adapting_freezes_nothing_and_frees_nothing(definition):
-    network = build(definition)
+def test_adapting_freezes_nothing_and_frees_nothing(model_config):
+    network = build(model_config)
     for i, parameter in enumerate(network.parameters()):
         parameter.requires_grad = i % 3 == 0
     before = {name: (id(p), p.requires_grad) for name, p in network.named_parameters()}
@@ -359,34 +361,34 @@ def test_adapting_freezes_nothing_and_frees_nothing(definition):
     assert {name: (id(p), p.requires_grad) for name, p in network.named_parameters()} == before
 
 
-def test_dropout_is_active_in_training_only(tiny_definition):
-    network = adapted(build(tiny_definition), dropout=0.5)
+def test_dropout_is_active_in_training_only(tiny_model_config):
+    network = adapted(build(tiny_model_config), dropout=0.5)
     with torch.no_grad():
         first, second = (unit_features(network.eval()) for _ in range(2))
         third, fourth = (unit_features(network.train()) for _ in range(2))
     assert torch.equal(first, second) and largest(third, fourth) > 1e-3
 
 
-def test_a_model_in_evaluation_gets_adapters_in_evaluation(tiny_definition):
+def test_a_model_in_evaluation_gets_adapters_in_evaluation(tiny_model_config):
     for mode in (False, True):
-        network = adapted(build(tiny_definition).train(mode))
+        network = adapted(build(tiny_model_config).train(mode))
         assert {m.training for m in network.modules() if isinstance(m, LowRank)} == {mode}
 
 
 # ------------------------------------------------------------------ files and copies
 
 
-def test_an_adapted_state_dict_survives_a_file(definition, tmp_path):
-    network, path = adapted(build(definition)).eval(), tmp_path / "adapted.pt"
+def test_an_adapted_state_dict_survives_a_file(model_config, tmp_path):
+    network, path = adapted(build(model_config)).eval(), tmp_path / "adapted.pt"
     torch.save(network.state_dict(), path)
-    again = adapted(build(definition), zero=True).eval()
+    again = adapted(build(model_config), zero=True).eval()
     again.load_state_dict(torch.load(path, weights_only=True))
     with torch.no_grad():
         assert torch.equal(unit_features(again), unit_features(network))
 
 
-def test_a_copy_is_independent_and_may_be_merged(definition):
-    network = adapted(build(definition)).eval()
+def test_a_copy_is_independent_and_may_be_merged(model_config):
+    network = adapted(build(model_config)).eval()
     twin = copy.deepcopy(network)
     state = copied(network.state_dict().items())
     with torch.no_grad():

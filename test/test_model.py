@@ -15,13 +15,13 @@ from torch_geometric.nn import GCNConv as SparseGCNConv
 
 import clip
 import model
-from backbones import model_config
+from backbones import model_configs
 from backbones.towers import CLIP
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from model import GCNConv, is_checkpoint, load_checkpoint, save_checkpoint
 from V_Graph import MAX_OBJECTS, arrays_from_boxes
 
-LABELS = read_labels()
+LABELS = read_label_map()
 COUNTS = (5, 0, 20, 1, 3)  # objects of the images in a batch; one has none
 WITHOUT = 1
 NEW = {"node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate"}
@@ -58,8 +58,8 @@ def graphs(counts, device="cpu", max_objects=MAX_OBJECTS, seed=0, shuffled=False
     for i, count in enumerate(counts):
         rng = np.random.default_rng((seed, i))
         low, high = [0, 0, 5, 5, -3, 0.3], [640, 480, 60, 60, 3, 1]
-        slots, boxes = rng.integers(0, len(LABELS), count), rng.uniform(low, high, (count, 6))
-        arrays = arrays_from_boxes(slots, boxes, (640, 480), max_objects, len(LABELS))
+        class_ids, boxes = rng.integers(0, len(LABELS), count), rng.uniform(low, high, (count, 6))
+        arrays = arrays_from_boxes(class_ids, boxes, (640, 480), max_objects, len(LABELS))
         nodes, adjacency, mask, _ = arrays
         if shuffled:
             order = rng.permutation(max_objects)
@@ -221,8 +221,8 @@ def test_the_number_of_like_objects_counts(random_model):
     network, image = random_model(), pixels(1)
     embeddings = []
     for count in (2, 4):  # all of them alike, so that their mean is the same
-        slots, boxes = np.zeros(count, int), np.tile([[9, 9, 5, 5, 0, 0.5]], (count, 1))
-        arrays = arrays_from_boxes(slots, boxes, (640, 480), MAX_OBJECTS, len(LABELS))
+        class_ids, boxes = np.zeros(count, int), np.tile([[9, 9, 5, 5, 0, 0.5]], (count, 1))
+        arrays = arrays_from_boxes(class_ids, boxes, (640, 480), MAX_OBJECTS, len(LABELS))
         graph = [torch.from_numpy(part)[None] for part in arrays[:3]]
         embeddings.append(embed(network, image, graph))
     assert largest(*embeddings) > 1e-3
@@ -295,9 +295,9 @@ def test_the_gate_differs_between_images(random_model):
     assert odds[others].log().std() > 0.1
 
 
-def test_without_graph_the_model_is_clip(random_model, tiny_definition, device):
+def test_without_graph_the_model_is_clip(random_model, tiny_model_config, device):
     network = random_model(graph="none").to(device)
-    plain = CLIP(tiny_definition)
+    plain = CLIP(tiny_model_config)
     assert [n for n, _ in network.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert not network.new_parameters()
     plain.load_state_dict(network.state_dict())
@@ -311,10 +311,10 @@ def test_without_graph_the_model_is_clip(random_model, tiny_definition, device):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_new_parameters_are_those_that_clip_lacks(random_model, tiny_definition, fusion):
+def test_new_parameters_are_those_that_clip_lacks(random_model, tiny_model_config, fusion):
     network = random_model(fusion=fusion)
     names = {name for name, _ in network.named_parameters()}
-    assert network.new_parameters() == names - set(CLIP(tiny_definition).state_dict())
+    assert network.new_parameters() == names - set(CLIP(tiny_model_config).state_dict())
     roots = {name.split(".")[0] for name in network.new_parameters()}
     assert roots == (NEW if fusion == "gate" else NEW - {"gate"})
 
@@ -386,12 +386,12 @@ def options(**changes):
     ids=["sum", "gate", "none"],
 )
 def test_a_checkpoint_alone_rebuilds_an_equal_model(
-    tiny_model, tiny_definition, tmp_path, device, chosen
+    tiny_model, tiny_model_config, tmp_path, device, chosen
 ):
     network, path = tiny_model(**chosen).to(device), tmp_path / "runs" / "best.pt"
     nn.init.normal_(network.logit_scale)
     state = {"epoch": 3, "best_score": 12.5, "history": [{"loss": 0.5}], "rng": torch.ones(3)}
-    save_checkpoint(path, network, tiny_definition, LABELS.lines, chosen, **state)
+    save_checkpoint(path, network, tiny_model_config, LABELS.lines, chosen, **state)
     torch.manual_seed(1)
     again, checkpoint = load_checkpoint(path, device)
     image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
@@ -406,26 +406,26 @@ def test_a_checkpoint_alone_rebuilds_an_equal_model(
     assert (again.graph, again.fusion) == (chosen["graph"], chosen["fusion"])
     assert (checkpoint["epoch"], checkpoint["best_score"]) == (3, 12.5)
     assert checkpoint["options"] == chosen and checkpoint["labels"] == LABELS.lines
-    assert checkpoint["definition"] == tiny_definition
+    assert checkpoint["definition"] == tiny_model_config
     assert [file.name for file in path.parent.iterdir()] == ["best.pt"]
 
 
 def test_a_checkpoint_loads_without_unpickling_code_and_without_cuda(
-    tiny_model, tiny_definition, tmp_path, device
+    tiny_model, tiny_model_config, tmp_path, device
 ):
     path = tmp_path / "best.pt"
-    save_checkpoint(path, tiny_model().to(device), tiny_definition, LABELS.lines, options())
+    save_checkpoint(path, tiny_model().to(device), tiny_model_config, LABELS.lines, options())
     weights = torch.load(path, weights_only=True)["weights"]
     assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
     assert load_checkpoint(path)[0].logit_scale.device.type == "cpu"
 
 
-def test_a_checkpoint_keeps_its_own_vocabulary(tiny_definition, tmp_path):
+def test_a_checkpoint_keeps_its_own_vocabulary(tiny_model_config, tmp_path):
     labels = ["ship, boat", "bridge"]
-    network = model.build(tiny_definition, labels, options())
+    network = model.build(tiny_model_config, labels, options())
     assert network.node_projection.in_features == 2 + 1 + 7
     path = tmp_path / "best.pt"
-    save_checkpoint(path, network, tiny_definition, labels, options())
+    save_checkpoint(path, network, tiny_model_config, labels, options())
     again, checkpoint = load_checkpoint(path)
     assert checkpoint["labels"] == labels
     assert torch.equal(again.node_projection.weight, network.node_projection.weight)
@@ -433,10 +433,10 @@ def test_a_checkpoint_keeps_its_own_vocabulary(tiny_definition, tmp_path):
 
 @pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()], ids=type)
 def test_an_interrupted_save_leaves_the_old_checkpoint(
-    tiny_model, tiny_definition, tmp_path, monkeypatch, interruption
+    tiny_model, tiny_model_config, tmp_path, monkeypatch, interruption
 ):
     path = tmp_path / "best.pt"
-    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options(), epoch=1)
+    save_checkpoint(path, tiny_model(), tiny_model_config, LABELS.lines, options(), epoch=1)
     before = path.read_bytes()
 
     def half(content, target):
@@ -445,16 +445,16 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(type(interruption)):
-        save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options(), epoch=2)
+        save_checkpoint(path, tiny_model(), tiny_model_config, LABELS.lines, options(), epoch=2)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
     assert load_checkpoint(path)[1]["epoch"] == 1
 
 
-def test_saving_again_replaces_the_checkpoint(tiny_model, tiny_definition, tmp_path):
+def test_saving_again_replaces_the_checkpoint(tiny_model, tiny_model_config, tmp_path):
     path = tmp_path / "best.pt"
     for epoch in (1, 2):
-        save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options(), epoch=epoch)
+        save_checkpoint(path, tiny_model(), tiny_model_config, LABELS.lines, options(), epoch=epoch)
     assert load_checkpoint(path)[1]["epoch"] == 2
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
 
@@ -465,9 +465,9 @@ def _refused(path, reason=""):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_is_told_whatever_its_format(tiny_model, tiny_definition, tmp_path, zipped):
+def test_a_checkpoint_is_told_whatever_its_format(tiny_model, tiny_model_config, tmp_path, zipped):
     path = tmp_path / "best.pt"
-    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options())
+    save_checkpoint(path, tiny_model(), tiny_model_config, LABELS.lines, options())
     content = torch.load(path, weights_only=True)
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     assert zipfile.is_zipfile(path) == zipped
@@ -475,8 +475,8 @@ def test_a_checkpoint_is_told_whatever_its_format(tiny_model, tiny_definition, t
     assert load_checkpoint(path)[1]["labels"] == LABELS.lines
 
 
-def test_what_is_no_checkpoint_is_told_and_refused(tiny_definition, tmp_path, plain_clip):
-    state = CLIP(tiny_definition).state_dict()
+def test_what_is_no_checkpoint_is_told_and_refused(tiny_model_config, tmp_path, plain_clip):
+    state = CLIP(tiny_model_config).state_dict()
     fields = dict.fromkeys(model.FIELDS, {})
     torch.save(state, tmp_path / "clip.pt")
     torch.save({"state_dict": {**state, model.PUBLISHED: 3}}, tmp_path / "number.pt")
@@ -518,17 +518,17 @@ def test_a_file_that_is_not_of_torch_is_refused_with_its_path_and_the_kind_of_er
 
 
 def test_a_checkpoint_with_a_broken_directory_is_refused_with_its_path(
-    tiny_model, tiny_definition, tmp_path
+    tiny_model, tiny_model_config, tmp_path
 ):
     path = tmp_path / "best.pt"
-    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options())
+    save_checkpoint(path, tiny_model(), tiny_model_config, LABELS.lines, options())
     path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK??"))
     _refused(path)
 
 
-def test_a_checkpoint_cut_short_is_refused_with_its_path(tiny_model, tiny_definition, tmp_path):
+def test_a_checkpoint_cut_short_is_refused_with_its_path(tiny_model, tiny_model_config, tmp_path):
     path = tmp_path / "best.pt"
-    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines, options())
+    save_checkpoint(path, tiny_model(), tiny_model_config, LABELS.lines, options())
     path.write_bytes(path.read_bytes()[:-1000])
     _refused(path)
 
@@ -540,19 +540,19 @@ def test_code_in_a_checkpoint_is_refused_with_its_path(tmp_path):
 
 
 def test_weights_that_do_not_fit_their_definition_are_refused_with_the_path(
-    tiny_model, tiny_definition, tmp_path
+    tiny_model, tiny_model_config, tmp_path
 ):
     path = tmp_path / "best.pt"
-    save_checkpoint(path, tiny_model(), tiny_definition, LABELS.lines[:-1], options())
+    save_checkpoint(path, tiny_model(), tiny_model_config, LABELS.lines[:-1], options())
     _refused(path)
 
 
 def test_a_definition_is_its_files_content_and_its_name():
-    content = json.loads((model_config.MODELS / "small.json").read_text(encoding="utf-8"))
-    assert model_config.read_definition("small") == {"name": "small", **content}
+    content = json.loads((model_configs.MODELS / "small.json").read_text(encoding="utf-8"))
+    assert model_configs.read_model_config("small") == {"name": "small", **content}
 
 
 def test_an_unknown_definition_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError) as error:
-        model_config.read_definition("huge")
+        model_configs.read_model_config("huge")
     assert "huge" in str(error.value) and "ViT-B-32" in str(error.value)

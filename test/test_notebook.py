@@ -18,10 +18,10 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import model
-from backbones import model_config
+from backbones import model_configs
 from conftest import ROOT
 from dataset import images
-from det_formats.det_json import load_detections, read_labels
+from det_formats.det_json import load_detections, read_label_map
 from V_Graph import graph_arrays
 
 NOTEBOOK = ROOT / "V-Graph.ipynb"
@@ -145,7 +145,7 @@ def test_the_two_embeddings_differ_as_printed(run_again):
     difference = float(re.search(r"largest difference of an entry: (\d\.\d{3})", printed)[1])
     torch.manual_seed(0)
     options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
-    network = model.build(model_config.read_definition("small"), read_labels().lines, options)
+    network = model.build(model_configs.read_model_config("small"), read_label_map().lines, options)
     vectors = []
     for sample in ("sample_1", "sample_5"):  # one at a time: batch mates change nothing
         size = images.open_image(ROOT / "test" / f"{sample}.png").size

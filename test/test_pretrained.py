@@ -182,7 +182,7 @@ def test_without_network_the_error_names_the_spec_and_what_to_do(reach, spec):
 
 def test_offline_mode_is_an_error_too(tmp_path):
     code = """
-from pretrained import find_hub
+from backbones.loading import find_hub
 for spec in ("hf-hub:owner/name", "hf-hub:owner/name:clip.pt"):
     try:
         find_hub(spec)
@@ -287,9 +287,11 @@ def test_a_file_whose_tensors_do_not_go_together_is_named(tmp_path):
         read_source(tmp_path / "other.pt")
 
 
-def marked(definition=VIT, mark=0.0):
+def marked(model_config=VIT, mark=0.0):
     """A state dict in Hugging Face's naming and its configuration; mark tells it from others."""
-    state, config = to_hugging_face(CLIP(definition).state_dict(), {"name": "vit", **definition})
+    state, config = to_hugging_face(
+        CLIP(model_config).state_dict(), {"name": "vit", **model_config}
+    )
     return {**state, "logit_scale": torch.tensor(mark)}, config
 
 

@@ -11,11 +11,11 @@ import clip_gcn_image_feature_integration as integration
 import evaluate
 import infer
 import model
-from backbones import model_config
+from backbones import model_configs
 from conftest import ROOT
 from dataloader import RetrievalData, sources
 from dataset.batches import ImageSet
-from det_formats.det_json import Vocabulary, load_detections
+from det_formats.det_json import LabelMap, load_detections
 from model import load_checkpoint
 from V_Graph import PUBLISHED_LABELS, build_matrices, published_arrays
 
@@ -24,7 +24,7 @@ OUTPUTS = np.load(PUBLISHED / "outputs.npz")
 TOLERANCE = 1e-5
 
 
-def definition():
+def model_config():
     """The fixtures' sizes as a definition; the heads are CLIP's, a width of 64 each."""
     sizes = json.loads((PUBLISHED / "config.json").read_text(encoding="utf-8"))
     vision = {"patch_size": sizes["vision_patch_size"], "width": sizes["vision_width"]}
@@ -43,8 +43,8 @@ def checkpoint(tmp_path, monkeypatch):
     """Path of the published state dict, whose sizes are among the definitions."""
     folder = tmp_path / "definitions"
     folder.mkdir()
-    (folder / "published.json").write_text(json.dumps(definition()), encoding="utf-8")
-    monkeypatch.setattr(model_config, "MODELS", folder)
+    (folder / "published.json").write_text(json.dumps(model_config()), encoding="utf-8")
+    monkeypatch.setattr(model_configs, "MODELS", folder)
     return PUBLISHED / "state_dict.pt"
 
 
@@ -87,7 +87,7 @@ def test_a_published_checkpoint_loads_strictly(checkpoint):
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in network.state_dict().items())
     assert saved["definition"] == {
         "name": "published",
-        **definition(),
+        **model_config(),
         "activation": "quickgelu",
     }
     assert saved["labels"] == ["plane", "car", "building"] and not network.training
@@ -118,7 +118,7 @@ def test_a_published_checkpoint_with_a_name_more_or_less_is_refused(checkpoint, 
 
 
 def test_published_sizes_that_no_definition_has_are_refused_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_config, "MODELS", tmp_path)
+    monkeypatch.setattr(model_configs, "MODELS", tmp_path)
     with pytest.raises(ValueError, match=r"state_dict\.pt: of the published FG-CROSS"):
         load_checkpoint(PUBLISHED / "state_dict.pt")
 
@@ -179,7 +179,7 @@ def test_matrices_of_an_image_set_are_those_of_its_files(tmp_path):
     files = [PUBLISHED / f"det_{i}.json" for i in range(8)]
     image = ROOT / "test" / "sample_1.png"
     with pytest.warns(UserWarning, match="unknown label"):
-        images = ImageSet([image] * 8, files, 8, Vocabulary(PUBLISHED_LABELS), 20, published=True)
+        images = ImageSet([image] * 8, files, 8, LabelMap(PUBLISHED_LABELS), 20, published=True)
     for i, file in enumerate(files):
         item, (adjacency, degree) = images[i], build_matrices(file)
         assert np.array_equal(item["adjacency"], adjacency.astype(np.float32))
@@ -192,24 +192,24 @@ def test_matrices_of_an_image_set_are_those_of_its_files(tmp_path):
 
 
 def test_hand_computed_matrices_of_arrays():
-    slots = np.array([0, 3, 1, 0])  # two planes, one of a label that is not published, a car
+    class_ids = np.array([0, 3, 1, 0])  # two planes, one of a label that is not published, a car
     boxes = np.array(
         [[0, 0, 2, 3, 0, 0.5], [9, 9, 9, 9, 0, 1], [3, 4, 1, 1, 0, 1], [0, 0, 1, 1, 0, 1.0]]
     )
-    nodes, adjacency, mask, dropped = published_arrays(slots, boxes)
+    nodes, adjacency, mask, dropped = published_arrays(class_ids, boxes)
     assert (nodes[0, 0], nodes[1, 1], nodes.sum()) == (4, 1, 5)
     assert adjacency[0, 1] == pytest.approx(2 / 5) and adjacency[1, 0] == adjacency[0, 1]
     assert np.count_nonzero(adjacency) == 2 and mask.all() and dropped == 0
-    assert published_arrays(slots[:0], boxes[:0]).nodes.sum() == 0
+    assert published_arrays(class_ids[:0], boxes[:0]).nodes.sum() == 0
 
 
 @pytest.fixture
 def readable(tmp_path, monkeypatch):
     """A published checkpoint whose vocabulary is CLIP's, so that it can read any sentence."""
-    known = definition()
+    known = model_config()
     known["text"]["vocab_size"] = 49408
     (tmp_path / "known.json").write_text(json.dumps(known), encoding="utf-8")
-    monkeypatch.setattr(model_config, "MODELS", tmp_path)
+    monkeypatch.setattr(model_configs, "MODELS", tmp_path)
     weights = torch.load(PUBLISHED / "state_dict.pt", weights_only=True)
     torch.manual_seed(0)
     weights["token_embedding.weight"] = torch.randn(49408, 64)
@@ -237,7 +237,7 @@ def test_evaluation_scores_the_published_sum(readable, mini):
     network, saved = integration.load_model(str(readable), "cpu")
     options = {**saved["options"], "dataset": ["mini"], "data_root": [str(mini)]}
     data = RetrievalData(options, *sources(options))
-    images = data.image_set("test", 64, Vocabulary(saved["labels"]))
+    images = data.image_set("test", 64, LabelMap(saved["labels"]))
     items = [images[i] for i in range(12)]
     adjacency, degree = (
         torch.stack([item[key] for item in items]) for key in ("adjacency", "nodes")

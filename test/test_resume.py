@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import train
-from backbones import model_config
+from backbones import model_configs
 from conftest import ROOT, log_of
 from training import resume
 
@@ -48,7 +48,7 @@ def child(arguments, output, models, threads, prepare):
     multiprocessing.set_start_method(None, force=True)  # the loader's, as in any other process
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(threads)
-    model_config.MODELS = models
+    model_configs.MODELS = models
     validate = train.validate
 
     def scored(network, data, options):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import model
 import train
-from backbones import model_config
+from backbones import model_configs
 from conftest import log_of
 from dataset.annotations import read_annotations
 from training import resume
@@ -26,16 +26,16 @@ def small(tmp_path_factory):
     """Arguments of a run with a tiny model; ten of its training images are its dev split."""
     folder = tmp_path_factory.mktemp("models")
     towers = {"width": 16, "layers": 1, "heads": 1}
-    definition = {
+    model_config = {
         "embed_dim": 16,
         "image_size": 32,
         "vision": {"patch_size": 16, **towers},
         "text": {"context_length": 77, "vocab_size": 49408, **towers},
     }
-    (folder / "tiny.json").write_text(json.dumps(definition), encoding="utf-8")
+    (folder / "tiny.json").write_text(json.dumps(model_config), encoding="utf-8")
     fixed = ["--model", "tiny", "--device", "cpu", "--batch-size", "7", "--epochs", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_config, "MODELS", folder)
+        patch.setattr(model_configs, "MODELS", folder)
         yield [*fixed, "--dataset", "mini", "--dev-images", "10"]
 
 
@@ -281,7 +281,7 @@ def test_numbers_without_sense_are_refused(option, value):
 
 def test_generators_scaler_and_threads_are_as_they_were(tiny_model, tmp_path, device):
     options = {"clip": None, "lr": 1e-5, "lr_new": 1e-3, "weight_decay": 0, "precision": "fp16"}
-    how, progress = {"definition": {}, "labels": [], "options": {}}, {"epoch": 1, "log_lines": 0}
+    how, progress = {"model_config": {}, "labels": [], "options": {}}, {"epoch": 1, "log_lines": 0}
     learner, threads = make_learner(tiny_model().to(device), options, 9), torch.get_num_threads()
     learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 32.0})
     resume.save_state(tmp_path / "last.pth", learner, {**how, "model": learner.model}, progress)

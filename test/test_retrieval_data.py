@@ -12,8 +12,8 @@ import dataloader as retrieval_data
 from backbones import preprocess
 from conftest import (
     CAPTIONS,
-    DEFINITION,
-    N_PX,
+    IMAGE_SIZE,
+    MODEL_CONFIG,
     box,
     equal_batches,
     write_detections,
@@ -25,10 +25,10 @@ from dataset import images
 from dataset.augment import AUGMENTATIONS
 from dataset.batches import TrainingSet, require_readable
 from dataset.overlap import without_test
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from train import parse
 
-VOCABULARY = read_labels()
+LABEL_MAP = read_label_map()
 
 
 def options_of(root, *arguments):
@@ -41,7 +41,7 @@ def data_of(root, *arguments):
 
 
 def load(root, *arguments):
-    return data_of(root, *arguments).image_set("train", N_PX, VOCABULARY)
+    return data_of(root, *arguments).image_set("train", IMAGE_SIZE, LABEL_MAP)
 
 
 # ------------------------------------------------------------------ options
@@ -128,7 +128,7 @@ def test_images_are_in_the_order_of_the_records(five):
     assert [path.stem for path in found.paths] == ["e", "d", "c", "b", "a"]
     assert [int(item["mask"].sum()) for item in map(found.__getitem__, range(5))] == [1, 4, 0, 2, 1]
     for item, path in zip(map(found.__getitem__, range(5)), found.paths, strict=True):
-        expected = clip.preprocess(N_PX)(images.open_image(path))
+        expected = clip.preprocess(IMAGE_SIZE)(images.open_image(path))
         torch.testing.assert_close(preprocess.normalize(item["image"]), expected)
 
 
@@ -196,7 +196,7 @@ def test_problems_of_all_splits_are_one_error(five):
     val = {"e.tif": ("four",), "f.tif": ("five",), "lost.tif": ("six",), "c.tif": ("seven",)}
     write_karpathy(five, {"train": train, "val": val})
     data = data_of(five)
-    sets = [data.image_set(split, N_PX, VOCABULARY) for split in ("train", "val")]
+    sets = [data.image_set(split, IMAGE_SIZE, LABEL_MAP) for split in ("train", "val")]
     assert [len(image_set.problems) for image_set in sets] == [2, 3]
     message = refusal(*sets)
     assert message.startswith("5 images are missing or unreadable")
@@ -318,7 +318,7 @@ def joint(pair, *more):
     named = ["--dataset", "one", "two", "--data-root", *map(str, pair)]
     settings = parse([*named, *more])[0]
     data_sets = read_data_sets(settings)
-    image_set = joint_image_set(data_sets, "train", N_PX, VOCABULARY)
+    image_set = joint_image_set(data_sets, "train", IMAGE_SIZE, LABEL_MAP)
     require_readable(image_set)
     return data_sets, image_set, *without_test(data_sets, image_set, settings["drop_test_captions"])
 
@@ -345,7 +345,7 @@ def naive(data_sets, held=("test",)):
 
 def drawn(image_set, records, epochs=4):
     """Stems of the images that training sees in some epochs, sorted."""
-    train_set = TrainingSet(image_set, records, DEFINITION, AUGMENTATIONS, 0.1, 0)
+    train_set = TrainingSet(image_set, records, MODEL_CONFIG, AUGMENTATIONS, 0.1, 0)
     batches = [batch for epoch in range(epochs) for batch in train_set.batches(epoch, 1)]
     return sorted(image_set.paths[i].stem for batch in batches for i in batch["index"])
 
@@ -359,7 +359,7 @@ def test_joint_images_and_records_are_aligned(pair, capsys):
     assert [path.relative_to(pair[i > 3]).stem for i, path in enumerate(image_set.paths)] == list(
         "abcdbefg"
     )
-    alone = [data.image_set("train", N_PX, VOCABULARY) for data in data_sets]
+    alone = [data.image_set("train", IMAGE_SIZE, LABEL_MAP) for data in data_sets]
     items = [part[i] for part in alone for i in range(len(part))]
     for i, item in enumerate(items):
         keys = ("image", "nodes", "adjacency", "mask")
@@ -373,14 +373,14 @@ def test_detections_of_each_data_set_are_its_own(pair, tmp_path):
     (pair[1] / "det_json").rename(tmp_path / "other")
     folders = ["--det-json", str(pair[0] / "det_json"), str(tmp_path / "other")]
     image_set = joint(pair, *folders)[1]
-    assert [len(slots) for slots, _ in image_set.boxes] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert [len(class_ids) for class_ids, _ in image_set.boxes] == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_validation_and_test_stay_with_their_data_set(pair):
     for data, splits in zip(joint(pair)[0], (ONE, TWO), strict=True):
         for split in ("val", "test"):
             assert [record.name for record in data.records(split)] == list(splits[split])
-            paths = data.image_set(split, N_PX, VOCABULARY).paths
+            paths = data.image_set(split, IMAGE_SIZE, LABEL_MAP).paths
             assert paths == [file_of(data.root, name) for name in splits[split]]
 
 
@@ -390,7 +390,7 @@ def test_nothing_is_left_out_where_nothing_overlaps(pair, capsys):
     assert "left out" not in capsys.readouterr().out
     whole = [record for data in data_sets for record in data.records("train")]
     assert records == whole
-    how = DEFINITION, AUGMENTATIONS, 0.1, 0
+    how = MODEL_CONFIG, AUGMENTATIONS, 0.1, 0
     found, plain = (TrainingSet(image_set, part, *how) for part in (records, whole))
     for epoch in (1, 2):
         equal_batches(found.batches(epoch, 3), plain.batches(epoch, 3))

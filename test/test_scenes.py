@@ -14,7 +14,7 @@ from dataset import scenes
 from dataset.annotations import read_annotations
 from dataset.scenes import NUMBERS, SAMPLES, SPLITS, WORDS, relations, scene
 from dataset.shapes import GROUNDS, KINDS, SIDE, Item
-from det_formats.det_json import load_detections, read_labels
+from det_formats.det_json import load_detections, read_label_map
 
 ROOT = Path(__file__).parent.parent
 TEST = range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))
@@ -146,11 +146,11 @@ def test_objects_are_seen_where_they_are_said_to_be(some):
 
 
 def test_every_kind_is_in_the_vocabulary():
-    vocabulary = read_labels(ROOT / "det_json" / "labels.txt")
-    other = len(vocabulary) - 1
-    slots = {kind: {vocabulary.slot(name) for name in KINDS[kind].names} for kind in KINDS}
-    assert all(len(own) == 1 and other not in own for own in slots.values())
-    assert len(set.union(*slots.values())) == len(KINDS)
+    label_map = read_label_map(ROOT / "det_json" / "labels.txt")
+    other = len(label_map) - 1
+    class_ids = {kind: {label_map.class_id(name) for name in KINDS[kind].names} for kind in KINDS}
+    assert all(len(own) == 1 and other not in own for own in class_ids.values())
+    assert len(set.union(*class_ids.values())) == len(KINDS)
 
 
 # ------------------------------------------------------------------ sentences

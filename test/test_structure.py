@@ -15,7 +15,7 @@ import evaluate
 import infer
 import train
 import V_Graph
-from backbones.model_config import definition_names, read_definition
+from backbones.model_configs import model_config_names, read_model_config
 from backbones.towers import CLIP
 from conftest import ROOT
 from dataset import scenes
@@ -113,20 +113,20 @@ def test_the_scripts_are_no_package():
 
 
 def test_every_definition_is_read_and_builds_a_model():
-    names = definition_names()
+    names = model_config_names()
     assert names == sorted(path.stem for path in (ROOT / "models").glob("*.json")) and names
     for name in names:
-        definition = read_definition(name)
-        assert definition["name"] == name
+        model_config = read_model_config(name)
+        assert model_config["name"] == name
         with torch.device("meta"):  # shapes only, no memory
-            network = CLIP(definition)
-        assert network.text_projection.shape[1] == definition["embed_dim"]
-        assert len(network.positional_embedding) == definition["text"]["context_length"]
+            network = CLIP(model_config)
+        assert network.text_projection.shape[1] == model_config["embed_dim"]
+        assert len(network.positional_embedding) == model_config["text"]["context_length"]
 
 
 def test_an_unknown_definition_is_an_error_that_lists_those_there_are():
     with pytest.raises(ValueError, match="'huge'.*small"):
-        read_definition("huge")
+        read_model_config("huge")
 
 
 # ------------------------------------------------------------------ scripts

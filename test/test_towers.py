@@ -12,7 +12,7 @@ from torch import nn
 
 import clip
 from backbones import preprocess
-from backbones.model_config import read_definition
+from backbones.model_configs import read_model_config
 from backbones.towers import CLIP
 
 TOLERANCE = 1e-5  # of unit features in fp32
@@ -58,16 +58,16 @@ def randomise(network):
     return network.eval()
 
 
-def reference(definition):
+def reference(model_config):
     """open_clip's CLIP of the same sizes, its head width derived from our number of heads."""
-    vision, text = definition["vision"], definition["text"]
+    vision, text = model_config["vision"], model_config["text"]
     channels = vision["width"] * (32 if isinstance(vision["layers"], list) else 1)
     vision_cfg = {
-        "image_size": definition["image_size"],
+        "image_size": model_config["image_size"],
         "head_width": channels // vision["heads"],
         **{name: value for name, value in vision.items() if name != "heads"},
     }
-    return Reference(definition["embed_dim"], vision_cfg, text, quick_gelu=True)
+    return Reference(model_config["embed_dim"], vision_cfg, text, quick_gelu=True)
 
 
 def inputs(image_size, device="cpu", images=3):
@@ -111,21 +111,21 @@ def heads(network):
 # ------------------------------------------------------------------ features
 
 
-@pytest.mark.parametrize("definition", [VIT, RESNET], ids=["ViT", "ResNet"])
-def test_features_equal_open_clip(definition, device):
-    ours, theirs = randomise(CLIP(definition)), reference(definition).eval()
+@pytest.mark.parametrize("model_config", [VIT, RESNET], ids=["ViT", "ResNet"])
+def test_features_equal_open_clip(model_config, device):
+    ours, theirs = randomise(CLIP(model_config)), reference(model_config).eval()
     theirs.load_state_dict(ours.state_dict())
     assert heads(ours) == heads(theirs)
-    assert max(largest_difference(ours, theirs, definition["image_size"], device)) <= TOLERANCE
+    assert max(largest_difference(ours, theirs, model_config["image_size"], device)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("definition", [VIT, RESNET], ids=["ViT", "ResNet"])
-def test_open_clip_state_dicts_load(definition):
-    theirs = randomise(reference(definition))
-    ours = CLIP(definition).eval()
+@pytest.mark.parametrize("model_config", [VIT, RESNET], ids=["ViT", "ResNet"])
+def test_open_clip_state_dicts_load(model_config):
+    theirs = randomise(reference(model_config))
+    ours = CLIP(model_config).eval()
     ours.load_state_dict(theirs.state_dict())
     assert shapes(ours) == shapes(theirs)
-    assert max(largest_difference(ours, theirs, definition["image_size"])) <= TOLERANCE
+    assert max(largest_difference(ours, theirs, model_config["image_size"])) <= TOLERANCE
 
 
 def test_batchnorm_statistics_matter_in_the_comparison():
@@ -170,7 +170,7 @@ def test_what_follows_the_end_token_changes_nothing():
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_full_size_features_equal_open_clip(name):
     theirs = randomise(open_clip.create_model(f"{name}-quickgelu", pretrained=None))
-    ours = CLIP(read_definition(name)).eval()
+    ours = CLIP(read_model_config(name)).eval()
     ours.load_state_dict(theirs.state_dict())
     assert max(largest_difference(ours, theirs, 224)) <= TOLERANCE
 
@@ -182,25 +182,28 @@ def test_full_size_features_equal_open_clip(name):
 def test_definitions_have_the_shapes_and_heads_of_open_clip(name):
     config = open_clip.get_model_config(f"{name}-quickgelu")
     with torch.device("meta"):
-        ours, theirs = CLIP(read_definition(name)), Reference(**config)
+        ours, theirs = CLIP(read_model_config(name)), Reference(**config)
     assert shapes(ours) == shapes(theirs)
     assert heads(ours) == heads(theirs)
     size = theirs.visual.image_size
-    assert read_definition(name)["image_size"] == (size[0] if isinstance(size, tuple) else size)
+    assert read_model_config(name)["image_size"] == (size[0] if isinstance(size, tuple) else size)
 
 
 # ------------------------------------------------------------------ preprocess
 
 
-@pytest.mark.parametrize("n_px", [96, 224])
+@pytest.mark.parametrize("image_size", [96, 224])
 @pytest.mark.parametrize(
     "size", [(301, 173), (173, 301), (7, 5), (1, 1), (225, 224), (1023, 777), (600, 31)], ids=str
 )
-def test_preprocess_equals_open_clip(size, n_px):
+def test_preprocess_equals_open_clip(size, image_size):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    ours, theirs = clip.preprocess(n_px)(image), image_transform(n_px, is_train=False)(image)
-    assert ours.shape == theirs.shape == (3, n_px, n_px) and ours.dtype == torch.float32
+    ours, theirs = (
+        clip.preprocess(image_size)(image),
+        image_transform(image_size, is_train=False)(image),
+    )
+    assert ours.shape == theirs.shape == (3, image_size, image_size) and ours.dtype == torch.float32
     step = 1 / 255 / torch.tensor(preprocess.STD)[:, None, None]
     assert ((ours - theirs).abs() <= step).all()
     assert (ours - theirs).abs().mean() < 1e-6
@@ -239,10 +242,10 @@ def test_black_and_white_are_normalised(device):
     torch.testing.assert_close(white[:, 0, 0], (1 - mean) / deviation)
 
 
-def test_a_text_tower_without_layers_is_the_mean_of_the_words(tiny_definition):
-    tiny_definition["text"]["layers"] = 0
+def test_a_text_tower_without_layers_is_the_mean_of_the_words(tiny_model_config):
+    tiny_model_config["text"]["layers"] = 0
     torch.manual_seed(0)
-    model = CLIP(tiny_definition).eval()
+    model = CLIP(tiny_model_config).eval()
     tokens = clip.tokenize(["ships in a harbor", "", "harbor a in ships", "!"])
     features = model.encode_text(tokens)
     words = model.token_embedding(tokens[0, 1:5]).mean(dim=0)

@@ -23,7 +23,7 @@ from dataset import scenes
 from dataset.annotations import prepared, read_annotations
 from dataset.augment import AUGMENTATIONS
 from dataset.batches import TrainingSet
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from loss import info_nce, positive_mask
 from model import VERSION, load_checkpoint
 from training import curves
@@ -76,7 +76,7 @@ def test_an_epoch_equals_a_plain_loop(run, started):
     options = saved["options"]
     network.load_state_dict(started)
     data = RetrievalData(options, *sources(options))
-    images = data.image_set("train", saved["definition"]["image_size"], read_labels())
+    images = data.image_set("train", saved["definition"]["image_size"], read_label_map())
     how = saved["definition"], [], 0, options["seed"]
     batches = TrainingSet(images, data.records("train"), *how).batches(1, 8)
     groups = [
@@ -105,9 +105,9 @@ def test_an_epoch_equals_a_plain_loop(run, started):
 def test_only_training_images_to_be_cropped_are_kept_larger(run, monkeypatch):
     sizes, read = {}, retrieval_data.joint_image_set
 
-    def remember(data_sets, split, n_px, vocabulary):
-        sizes[split] = n_px
-        return read(data_sets, split, n_px, vocabulary)
+    def remember(data_sets, split, image_size, label_map):
+        sizes[split] = image_size
+        return read(data_sets, split, image_size, label_map)
 
     monkeypatch.setattr(retrieval_data, "joint_image_set", remember)
     monkeypatch.setattr(training_data, "joint_image_set", remember)
@@ -148,7 +148,7 @@ def test_checkpoints_and_log_are_written(run, mini, capsys):
     assert list(saved["origin"]) == ["mini"] and f"text lists in {mini}" in saved["origin"]["mini"]
     assert saved["version"] == VERSION and len(saved["data_digest"]) == 32
     assert saved["options"]["model"] == saved["definition"]["name"] == "tiny"
-    assert len(saved["labels"]) == len(read_labels().lines)
+    assert len(saved["labels"]) == len(read_label_map().lines)
     assert "best validation mR" in capsys.readouterr().out
 
 

@@ -18,7 +18,7 @@ from backbones import preprocess
 from backbones.lora import is_adapted
 from backbones.towers import CLIP
 from conftest import RESNET, changed, is_new, log_of, weights_of
-from det_formats.det_json import read_labels
+from det_formats.det_json import read_label_map
 from model import load_checkpoint
 from train import parse
 from training.inputs import cached, tower_keys
@@ -38,12 +38,12 @@ def files(cache):
 
 
 @pytest.fixture
-def data(mini, tiny_model, tiny_definition, cache):
+def data(mini, tiny_model, tiny_model_config, cache):
     """Data of training on frozen towers, without features, with what `with_features` needs."""
     given = ["--dataset", "mini", "--data-root", str(mini), "--train", "graph", *cache]
     options = train.parse([*given, "--batch-size", "8"])[0]
-    read = training_data.read_data(options, tiny_definition, read_labels())
-    return read, tiny_model(), tiny_definition, torch.device("cpu"), options
+    read = training_data.read_data(options, tiny_model_config, read_label_map())
+    return read, tiny_model(), tiny_model_config, torch.device("cpu"), options
 
 
 def test_features_are_those_of_the_towers(data):
@@ -84,17 +84,17 @@ def test_features_are_computed_once_and_read_after(data, cache, monkeypatch):
         training_data.with_features(*data)
 
 
-def test_keys_tell_the_towers_apart(tiny_model, tiny_definition):
+def test_keys_tell_the_towers_apart(tiny_model, tiny_model_config):
     network = tiny_model()
-    visual, text = tower_keys(network, tiny_definition)
+    visual, text = tower_keys(network, tiny_model_config)
     with torch.no_grad():
         network.gcn1.bias.add_(1)
         network.logit_scale.add_(1)
-        assert tower_keys(network, tiny_definition) == (visual, text)
+        assert tower_keys(network, tiny_model_config) == (visual, text)
         network.ln_final.bias.add_(1)
-        assert tower_keys(network, tiny_definition)[0] == visual
-        assert tower_keys(network, tiny_definition)[1] != text
-    gelu = tower_keys(tiny_model(), {**tiny_definition, "activation": "gelu"})
+        assert tower_keys(network, tiny_model_config)[0] == visual
+        assert tower_keys(network, tiny_model_config)[1] != text
+    gelu = tower_keys(tiny_model(), {**tiny_model_config, "activation": "gelu"})
     assert not {visual, text} & set(gelu)
 
 
@@ -107,7 +107,7 @@ def test_other_captions_pixels_or_sizes_are_other_files(data, cache, change):
     elif change == "pixels":
         read.train_set.image_set.hashes[0] = "another image"
     else:
-        read.train_set.image_set.n_px += 1
+        read.train_set.image_set.image_size += 1
     training_data.with_features(*data)
     assert len(set(files(cache)) - set(before)) == 1
 
@@ -187,12 +187,12 @@ def test_adapters_and_new_layers_train_alone(run, started, pretrained, capsys, v
     assert said in capsys.readouterr().out
 
 
-def test_a_checkpoint_with_adapters_loads_as_a_plain_model(run, pretrained, tiny_definition):
+def test_a_checkpoint_with_adapters_loads_as_a_plain_model(run, pretrained, tiny_model_config):
     folder = run(*LORA, "--clip", str(pretrained[0]), *ACTIVATION, "--epochs", "2")
     network, saved = load_checkpoint(folder / "last.pth")
     assert not is_adapted(network)
     weights = network.state_dict()
-    plain = CLIP(tiny_definition)
+    plain = CLIP(tiny_model_config)
     plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
     adapted, _ = learner.start_model(saved["options"], saved["labels"])
     assert is_adapted(adapted)

@@ -14,7 +14,7 @@ import torch
 
 from backbones import loading
 from backbones.loading import activation_of_script, find_openai, script, state_dict_in
-from backbones.model_config import definition_names, definition_of, read_definition, sizes_of
+from backbones.model_configs import model_config_names, model_config_of, read_model_config, sizes_of
 from backbones.naming import from_hugging_face, from_open_clip, to_hugging_face
 from backbones.towers import CLIP
 from test_towers import RESNET, VIT, randomise, shapes
@@ -246,11 +246,11 @@ def test_an_interrupted_download_leaves_nothing(folders, monkeypatch):
 
 
 def test_sizes_are_those_of_each_definition():
-    for name in definition_names():
-        definition = read_definition(name)
+    for name in model_config_names():
+        model_config = read_model_config(name)
         with torch.device("meta"):
-            state = CLIP(definition).state_dict()
-        expected = {key: definition[key] for key in ("embed_dim", "image_size", "vision", "text")}
+            state = CLIP(model_config).state_dict()
+        expected = {key: model_config[key] for key in ("embed_dim", "image_size", "vision", "text")}
         for tower in ("vision", "text"):
             expected[tower] = {k: v for k, v in expected[tower].items() if k != "heads"}
         found = sizes_of(state)
@@ -259,7 +259,7 @@ def test_sizes_are_those_of_each_definition():
             list(expected),
             *map(list, (expected["vision"], expected["text"])),
         ]
-        assert definition_of(state)["vision"] == definition["vision"]
+        assert model_config_of(state)["vision"] == model_config["vision"]
 
 
 def test_sizes_name_every_parameter_that_is_missing():
@@ -273,19 +273,19 @@ def test_sizes_name_every_parameter_that_is_missing():
 
 
 @pytest.mark.parametrize(
-    ("definition", "name"),
+    ("model_config", "name"),
     [(VIT, "visual.positional_embedding"), (RESNET, "visual.attnpool.positional_embedding")],
 )
-def test_sizes_refuse_positions_that_are_no_square(definition, name):
-    state = CLIP(definition).state_dict()
+def test_sizes_refuse_positions_that_are_no_square(model_config, name):
+    state = CLIP(model_config).state_dict()
     state[name] = state[name][:-1]
     with pytest.raises(ValueError, match=name):
         sizes_of(state)
 
 
-@pytest.mark.parametrize("definition", [VIT, RESNET], ids=["vit", "resnet"])
-def test_sizes_name_a_parameter_of_another_number_of_dimensions(definition):
-    state, resnet = CLIP(definition).state_dict(), definition is RESNET
+@pytest.mark.parametrize("model_config", [VIT, RESNET], ids=["vit", "resnet"])
+def test_sizes_name_a_parameter_of_another_number_of_dimensions(model_config):
+    state, resnet = CLIP(model_config).state_dict(), model_config is RESNET
     first = "visual.layer1.0.conv1.weight" if resnet else "visual.conv1.weight"
     positions = f"visual.{'attnpool.' if resnet else ''}positional_embedding"
     others = ("positional_embedding", "token_embedding.weight", "text_projection")

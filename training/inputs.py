@@ -42,7 +42,7 @@ class TrainingData(NamedTuple):
     digest: str  # of images, captions and detections
 
 
-def read_data(options, definition, vocabulary):
+def read_data(options, model_config, label_map):
     """TrainingData as the options say, without features."""
     data_sets = read_data_sets(options)
     val_records = [data.records(data.validation) for data in data_sets]
@@ -51,9 +51,9 @@ def read_data(options, definition, vocabulary):
             raise ValueError(
                 f"{data.name}: {len(records)} validation images; R@{max(KS)} needs more"
             )
-    augment, n_px = options["augment"], definition["image_size"]
-    images = joint_image_set(data_sets, "train", stored_size(n_px, augment), vocabulary)
-    val_sets = [data.image_set(data.validation, n_px, vocabulary) for data in data_sets]
+    augment, image_size = options["augment"], model_config["image_size"]
+    images = joint_image_set(data_sets, "train", stored_size(image_size, augment), label_map)
+    val_sets = [data.image_set(data.validation, image_size, label_map) for data in data_sets]
     require_readable(images, *val_sets)
     records, left_out = without_test(data_sets, images, options["drop_test_captions"])
     if not any(record.captions for record in records):
@@ -61,7 +61,7 @@ def read_data(options, definition, vocabulary):
     train_set = TrainingSet(
         images,
         records,
-        definition,
+        model_config,
         augment=augment,
         drop_graphs=options["drop_graphs"],
         seed=options["seed"],
@@ -74,7 +74,7 @@ def read_data(options, definition, vocabulary):
 # ------------------------------------------------------------------ frozen towers
 
 
-def with_features(data, model, definition, device, options):
+def with_features(data, model, model_config, device, options):
     """TrainingData whose images and captions are features of the model's towers, as they are now.
 
     Image features are CLIP's, not normalised; text features have unit length.
@@ -85,12 +85,12 @@ def with_features(data, model, definition, device, options):
             f"{' '.join(options['augment'])}, which an earlier version allowed; start it anew"
         )
     folder = Path(options["cache_dir"] or default_cache_dir())
-    visual, text = tower_keys(model, definition)
+    visual, text = tower_keys(model, model_config)
     size = options["batch_size"], options["workers"]
 
     def add_features(images):
         versions = [FEATURES, PREPROCESSING, PIL.__version__, torchvision.__version__]
-        key = _key(visual, versions, images.n_px, images.hashes)
+        key = _key(visual, versions, images.image_size, images.hashes)
         images.features = cached(
             folder / f"{len(images)}-image-features-{key}.safetensors",
             lambda: encode_images(model, images, device, *size)["clip"],
@@ -110,17 +110,17 @@ def with_features(data, model, definition, device, options):
     return data._replace(val_texts=[text_features(own) for own in captions])
 
 
-def tower_keys(model, definition):
+def tower_keys(model, model_config):
     """Digests of the image tower and of the text tower: weights, and what no shape tells."""
     new, towers = model.new_parameters(), {"visual": [], "text": []}
     for name, tensor in model.state_dict().items():
         if name not in new and name != "logit_scale":
             towers["visual" if name.startswith("visual.") else "text"].append((name, tensor))
-    return tuple(_digest(weights, definition) for weights in towers.values())
+    return tuple(_digest(weights, model_config) for weights in towers.values())
 
 
-def _digest(weights, definition):
-    digest = hashlib.blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=16)
+def _digest(weights, model_config):
+    digest = hashlib.blake2b(json.dumps(model_config, sort_keys=True).encode(), digest_size=16)
     for name, tensor in weights:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -182,8 +182,8 @@ def data_digest(*parts):
     for images, records in parts:
         content = [[record.name, record.captions] for record in records], images.hashes
         digest.update(json.dumps(content).encode())
-        for slots, boxes in images.boxes:
-            digest.update(slots.tobytes() + boxes.tobytes())
+        for class_ids, boxes in images.boxes:
+            digest.update(class_ids.tobytes() + boxes.tobytes())
     return digest.hexdigest()
 
 

@@ -14,17 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 import clip
-from backbones import model_config, preprocess
+from backbones import model_configs, preprocess
 from backbones.lora import adapter_parameters
-from backbones.model_config import read_definition
+from backbones.model_configs import read_model_config
 from dataset.augment import augmented
-from loss import batch_loss, keep_learnable, positive_mask
+from loss import batch_loss, clamp_logit_scale, positive_mask
 from model import add_adapters, build
 
 WARMUP = 0.1  # fraction of all steps before the decay
 
 
-LARGEST_GRADIENT = 1.0  # norm at which gradients are clipped
+MAX_GRAD_NORM = 1.0  # norm at which gradients are clipped
 
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,19 +65,19 @@ def start_model(options, labels):
     if options["clip"] is None:
         if options["train"] != "all":
             print(f"--train {options['train']} without --clip: the frozen towers stay random")
-        definition = read_definition(options["model"] or "small")
+        model_config = read_model_config(options["model"] or "small")
         if options["image_size"] is not None:
-            model_config.check_image_size(definition, options["image_size"])
-            definition = {**definition, "image_size": options["image_size"]}
-        model = build(definition, labels, options)
+            model_configs.check_image_size(model_config, options["image_size"])
+            model_config = {**model_config, "image_size": options["image_size"]}
+        model = build(model_config, labels, options)
     else:
         how = {name: options[name] for name in ("activation", "image_size")}
         pretrained, _ = clip.load(options["clip"], **how)
-        definition = pretrained.definition
-        model = build(definition, labels, options)
+        model_config = pretrained.model_config
+        model = build(model_config, labels, options)
         model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
     add_adapters(model, options)
-    return model, definition
+    return model, model_config
 
 
 def freeze(model, train):
@@ -152,13 +152,13 @@ def make_learner(model, options, steps):
     return Learner(model, optimizer, schedule, scaler, PRECISIONS[options["precision"]])
 
 
-def training_pixels(batch, n_px):
-    """A batch's images, augmented and normalised, (B, 3, n_px, n_px); not under autocast.
+def training_pixels(batch, image_size):
+    """A batch's images augmented and normalised, (B, 3, image_size, image_size), in fp32.
 
     In bf16 the places to sample pixels at would be off by as much as a pixel.
     """
     changes = {key: batch.get(key) for key in ("affine", "colour", "hole")}
-    pixels = augmented(preprocess.normalize(batch["image"]), n_px, **changes)
+    pixels = augmented(preprocess.normalize(batch["image"]), image_size, **changes)
     # Convolutions take a third less time with channels last; transformers do not care.
     return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -186,7 +186,7 @@ def train_step(learner, train_set, batch, options, place):
     device = model.logit_scale.device
     batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
-    pixels = training_pixels(batch, train_set.n_px) if "image" in batch else None
+    pixels = training_pixels(batch, train_set.image_size) if "image" in batch else None
     half = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     with half, parametrize.cached():  # an adapted weight is read several times
         image_features, text_features = embeddings(model, batch, pixels)
@@ -202,9 +202,9 @@ def train_step(learner, train_set, batch, options, place):
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
     scaler.step(optimizer)
     scaler.update()
     schedule.step()
-    keep_learnable(model.logit_scale)
+    clamp_logit_scale(model.logit_scale)
     return value

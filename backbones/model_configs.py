@@ -57,28 +57,28 @@ def _count(weights, prefix):
     return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
 
 
-def check_image_size(definition, image_size):
+def check_image_size(model_config, image_size):
     """ValueError for a side in pixels that is no multiple of the patch's (ModifiedResNet: 32)."""
-    patch = definition["vision"].get("patch_size", 32)
+    patch = model_config["vision"].get("patch_size", 32)
     if image_size < patch or image_size % patch:
         raise ValueError(
             f"--image-size {image_size}: expected a multiple of {patch}, above 0, for "
-            f"{definition.get('name', 'this model')}"
+            f"{model_config.get('name', 'this model')}"
         )
 
 
-def resized(weights, definition, image_size):
+def resized(weights, model_config, image_size):
     """Weights and definition for images of another size in pixels; the given ones for the same.
 
     The grid of positional embeddings is interpolated bicubically with antialiasing, as open_clip's
     `resize_pos_embed` does, the one of a ModifiedResNet's pooling too; a line is printed. Raises
     ValueError as `check_image_size` does.
     """
-    if image_size == definition["image_size"]:
-        return weights, definition
-    check_image_size(definition, image_size)
-    patch = definition["vision"].get("patch_size", 32)
-    old, new = definition["image_size"] // patch, image_size // patch
+    if image_size == model_config["image_size"]:
+        return weights, model_config
+    check_image_size(model_config, image_size)
+    patch = model_config["vision"].get("patch_size", 32)
+    old, new = model_config["image_size"] // patch, image_size // patch
     name = "visual.positional_embedding"
     name = name if name in weights else "visual.attnpool.positional_embedding"
     first, grid = weights[name][:1], weights[name][1:]  # (1, D), (old * old, D)
@@ -86,10 +86,10 @@ def resized(weights, definition, image_size):
     grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True)
     positions = torch.cat([first, grid[0].flatten(1).T])  # (1 + new * new, D)
     print(
-        f"image size {definition['image_size']} -> {image_size}: positional embeddings "
+        f"image size {model_config['image_size']} -> {image_size}: positional embeddings "
         f"interpolated from {old} x {old} to {new} x {new}"
     )
-    return {**weights, name: positions}, {**definition, "image_size": image_size}
+    return {**weights, name: positions}, {**model_config, "image_size": image_size}
 
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -97,20 +97,20 @@ MODELS = Path(__file__).parent.parent / "models"
 # fmt: on
 
 
-def definition_names():
+def model_config_names():
     """Names of the model definitions in `models/`."""
     return sorted(path.stem for path in MODELS.glob("*.json"))
 
 
-def read_definition(name):
+def read_model_config(name):
     """The sizes of a model from `models/<name>.json`; see towers.py for the fields."""
-    if name not in definition_names():
-        raise ValueError(f"model '{name}': not in {MODELS}; there are {definition_names()}")
+    if name not in model_config_names():
+        raise ValueError(f"model '{name}': not in {MODELS}; there are {model_config_names()}")
     sizes = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
     return {"name": name, **sizes}
 
 
-def definition_of(weights):
+def model_config_of(weights):
     """The definition of a CLIP's state dict: sizes from its tensors, heads from `models/`.
 
     Heads are those of the definitions that agree in all else but image size and activation; it has
@@ -118,7 +118,7 @@ def definition_of(weights):
     that differ in heads.
     """
     sizes, fitting = sizes_of(weights), []
-    for known in map(read_definition, definition_names()):
+    for known in map(read_model_config, model_config_names()):
         heads = {tower: {"heads": known[tower]["heads"]} for tower in ("vision", "text")}
         found = {**sizes, **{tower: {**sizes[tower], **heads[tower]} for tower in heads}}
         same = ("embed_dim", "vision", "text")
@@ -126,9 +126,9 @@ def definition_of(weights):
             fitting.append({"name": known["name"], **found})
             if known["image_size"] == sizes["image_size"]:
                 fitting.insert(0, fitting.pop())
-    names = [definition["name"] for definition in fitting]
+    names = [model_config["name"] for model_config in fitting]
     if not fitting:
-        raise ValueError(f"the sizes fit none of {', '.join(definition_names())}: {sizes}")
+        raise ValueError(f"the sizes fit none of {', '.join(model_config_names())}: {sizes}")
     if any({**other, "name": names[0]} != fitting[0] for other in fitting):
         raise ValueError(f"the sizes fit {', '.join(names)} alike; keep one of them in {MODELS}")
     return fitting[0]
