@@ -29,9 +29,6 @@ from det_formats.det_json import LABELS, load_detections, read_label_map
 from metrics.ranks import KS
 from V_Graph import MAX_OBJECTS
 
-CONTEXT = 77  # tokens of a text that CLIP sees, start and end included
-
-
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     ("blank_captions", "images_without_captions", "images_with_duplicates")
     + ("captions_of_another_image", "captions_found_in_train", "captions_too_long")
@@ -83,7 +80,9 @@ def caption_figures(records, train=None):
         "captions_of_another_image": sum(own.total() for own in found.values() if len(own) > 1),
         "most_tokens": max(tokens.values()),
         "longest_caption": max(tokens, key=tokens.get),
-        "captions_too_long": sum(found[t].total() for t, n in tokens.items() if n > CONTEXT),
+        "captions_too_long": sum(
+            found[t].total() for t, n in tokens.items() if n > simple_tokenizer.CONTEXT_LENGTH
+        ),
     }
     if train is not None:
         figures["in_train"] = found_in(records, train) if train else None

@@ -14,6 +14,9 @@ from pathlib import Path
 import ftfy
 import regex
 
+CONTEXT_LENGTH = 77  # token ids of a text in CLIP's models, start and end token included
+
+
 FILE = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -110,7 +113,7 @@ def tokenizer():
     return SimpleTokenizer()
 
 
-def tokenize(texts, context_length=77, truncate=True):
+def tokenize(texts, context_length=CONTEXT_LENGTH, truncate=True):
     """Token ids of one text or a list of texts.
 
     Parameters
