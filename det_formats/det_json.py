@@ -1,74 +1,135 @@
-"""The project's own format of detections: labels, reading, checking."""
+"""The project's own format of detections: labels, reading, checking, writing.
+
+A file `det_json/<image stem>.json` is a JSON list of {"label": str, "bbox": [cx, cy, w, h, angle,
+score]}, empty for an image without objects. Lengths are pixels of the original image, the angle is
+in radians from the +x axis towards +y (y points down), the score lies in [0, 1].
+`det_json/README.md` is the full description.
+
+The contract of this folder: each module reads one format. Whatever the format, the result is a list
+of detections as above, with six floats each, in the order of the file. No detection is skipped,
+repaired or guessed: what is wrong raises one ValueError that names the file, the entry, the field
+and what was expected. `write_detections` writes the result of any reader in our own format.
+"""
 
 import json
 import warnings
 from pathlib import Path
 
+from writing import written_whole
+
 LABELS = Path(__file__).parent.parent / "det_json" / "labels.txt"
 
 
+BOX_FIELDS = ("cx", "cy", "w", "h", "angle", "score")
+
+
+LARGEST = 1e9  # of any number: nothing in an image is that far away or that large
+
+
+SMALLEST = 1e-6  # width or height in pixels
+
+
+# ------------------------------------------------------------------ labels
+
+
 class LabelMap:
-    """Label names and aliases to slots 0 ... K - 2; anything else shares the last, "other"."""
+    """Class ids of labels.
+
+    lines: the lines of a label file. Each holds the names of one class, separated by commas; empty
+    lines and comments (#) do not count. The names of line i have class id i. All other labels share
+    the last of the K class ids, "other". Upper and lower case, spaces, - and _ make no difference.
+
+    Raises ValueError for a name that stands in two lines.
+    """
 
     def __init__(self, lines):
-        self.lines = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
-        self._class_ids = {}
+        stripped = [line.strip() for line in lines]
+        self.lines = [line for line in stripped if line and not line.startswith("#")]
+        self.other = len(self.lines)
+        self._class_ids = {}  # by name without case, spaces, - and _
+        self._known = {}  # by label as written: the labels that were asked for
         for class_id, line in enumerate(self.lines):
             for name in line.split(","):
-                if self._class_ids.setdefault(_fold(name), class_id) != class_id:
+                if self._class_ids.setdefault(_folded(name), class_id) != class_id:
                     raise ValueError(f"labels: '{name.strip()}' stands in two lines; remove one")
-        self._known = dict(self._class_ids)
 
     def __len__(self):
         return len(self.lines) + 1
 
     def class_id(self, label):
-        """Slot of a label. A label that is in no line is reported once and takes "other"."""
+        """Class id of a label. A label that no line names is reported once and gets "other"."""
         if label not in self._known:
-            folded = _fold(label)
-            if folded not in self._class_ids:
-                warnings.warn(f"unknown label '{label}' takes the slot 'other'", stacklevel=2)
-            self._known[label] = self._class_ids.get(folded, len(self.lines))
+            class_id = self._class_ids.get(_folded(label), self.other)
+            if class_id == self.other:
+                warnings.warn(f"unknown label '{label}' counts as 'other'", stacklevel=2)
+            self._known[label] = class_id
         return self._known[label]
 
 
-def _fold(name):
-    return "".join(c for c in name.casefold() if c not in " -_\t")
+def _folded(name):
+    return "".join(character for character in name.casefold() if character not in " -_\t")
 
 
 def read_label_map(path=LABELS):
-    """The vocabulary in a file like `det_json/labels.txt`."""
+    """The LabelMap of a file like `det_json/labels.txt`; ValueError where it cannot be read."""
     try:
-        return LabelMap(Path(path).read_text(encoding="utf-8-sig").splitlines())
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: not readable as a label file; check --labels ({error})"
         ) from None
+    return LabelMap(text.splitlines())
 
 
-def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+# ------------------------------------------------------------------ checking
 
 
-def _check(entry, fail):
-    """One entry as {"label", "bbox": six floats}; calls fail(field, expected, found)."""
+def check_detections(entries, path):
+    """The entries of a file as a list of detections, with six floats each.
+
+    A box may have five numbers where the entry has a "score" beside it. path: the file that an
+    error names. Raises ValueError for the first entry that is no detection.
+    """
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: expected a list of detections, found {type(entries).__name__}")
+    return [_check_entry(entry, f"{path}: entry {i}") for i, entry in enumerate(entries)]
+
+
+def _check_entry(entry, place):
     if not isinstance(entry, dict):
-        fail("entry", 'an object with "label" and "bbox"', entry)
-    label, box = entry.get("label"), entry.get("bbox")
+        raise _wrong(place, "entry", 'an object with "label" and "bbox"', entry)
+    label = entry.get("label")
     if not isinstance(label, str) or not label.strip():
-        fail("label", "a non-empty string", label)
+        raise _wrong(place, "label", "a non-empty string", label)
+    box = entry.get("bbox")
     if isinstance(box, list) and len(box) == 5 and "score" in entry:
         box = [*box, entry["score"]]
     if not isinstance(box, list) or len(box) != 6:
-        fail("bbox", '[cx, cy, w, h, angle, score], or five numbers and a "score"', box)
-    for name, value in zip(("cx", "cy", "w", "h", "angle", "score"), box, strict=True):
-        if not _number(value):
-            fail(f"bbox {name}", "a number below 1e9 in size", value)
-    if min(box[2:4]) < 1e-6:
-        fail("bbox w, h", "sizes above 0, at least 1e-6 pixels", box[2:4])
-    if not 0 <= box[5] <= 1:
-        fail("score", "a number in [0, 1], the last of bbox", box[5])
+        expected = '[cx, cy, w, h, angle, score], or five numbers and a "score"'
+        raise _wrong(place, "bbox", expected, box)
+    for field, value in zip(BOX_FIELDS, box, strict=True):
+        if not _is_number(value):
+            raise _wrong(place, f"bbox {field}", "a number below 1e9 in size", value)
+    _, _, w, h, _, score = box
+    if w < SMALLEST or h < SMALLEST:
+        raise _wrong(place, "bbox w, h", "sizes above 0, at least 1e-6 pixels", [w, h])
+    if not 0 <= score <= 1:
+        raise _wrong(place, "score", "a number in [0, 1], the last of bbox", score)
     return {"label": label, "bbox": [float(value) for value in box]}
+
+
+def _is_number(value):
+    """Whether a value is a number of sensible size: NaN and Infinity, which json reads, are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < LARGEST
+
+
+def _wrong(place, field, expected, found):
+    return ValueError(f"{place}: {field}: expected {expected}, found {found!r}")
+
+
+# ------------------------------------------------------------------ files
 
 
 def load_detections(path):
@@ -77,18 +138,19 @@ def load_detections(path):
     Returns a list of {"label": str, "bbox": [cx, cy, w, h, angle, score]}, empty for an image
     without objects. Raises ValueError that names file, entry, field and what was expected.
     """
-    path = Path(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from None
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of detections, found {type(entries).__name__}")
-    detections = []
-    for i, entry in enumerate(entries):
+    return check_detections(entries, path)
 
-        def fail(field, expected, found, i=i):
-            raise ValueError(f"{path}: entry {i}: {field}: expected {expected}, found {found!r}")
 
-        detections.append(_check(entry, fail))
-    return detections
+def write_detections(path, detections):
+    """Check detections and write them as one file, whole or not at all.
+
+    `load_detections` reads the same list back, to the bit. Raises ValueError, and writes nothing,
+    where a detection is not as `load_detections` would accept it.
+    """
+    text = json.dumps(check_detections(detections, path))
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
