@@ -25,7 +25,7 @@ demo: $(VENV)/runtime
 test: $(VENV)/development
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 check: test
 	$(RUN) -m pytest -m slow

@@ -10,7 +10,7 @@ down), the score lies in [0, 1]. `det_json/README.md` is the full description.
 Sizes in the shapes below: N objects (padded), F node features, K labels, "other" included.
 """
 
-import argparse
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -20,42 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from det_formats.det_json import LABELS, load_detections, read_label_map
-
-_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
-
-
-def draw_graph(image, graph, scale=None):
-    """Boxes, labels and edges of a `V_Graph.build_graph` over an image; returns a new image.
-
-    The picture is enlarged by `scale` (default: to about 768 pixels) so that labels are readable;
-    an edge is the more opaque the higher its weight, and edges below 0.05 are left out.
-    """
-    scale = scale or max(1, round(768 / max(image.size)))
-    canvas = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
-    pen, font = ImageDraw.Draw(canvas, "RGBA"), ImageFont.load_default(13)
-    boxes = [tuple(scale * v for v in node["box"][:4]) for _, node in graph.nodes(data=True)]
-    for i, j, edge in graph.edges(data=True):
-        if edge["weight"] >= 0.05:
-            alpha = int(60 + 195 * edge["weight"])
-            pen.line([boxes[i][:2], boxes[j][:2]], fill=(255, 255, 255, alpha), width=2)
-    labels = sorted({node["label"] for _, node in graph.nodes(data=True)})
-    for (cx, cy, w, h), (i, node) in zip(boxes, graph.nodes(data=True), strict=True):
-        colour = _COLOURS[labels.index(node["label"]) % len(_COLOURS)]
-        cos, sin = math.cos(node["box"][4]), math.sin(node["box"][4])
-        corners = [
-            (cx + sx * w / 2 * cos - sy * h / 2 * sin, cy + sx * w / 2 * sin + sy * h / 2 * cos)
-            for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))
-        ]
-        pen.polygon(corners, outline=colour, width=2)
-        text = f"{i} {node['label']} {node['score']:.2f}"
-        left, top, right, bottom = pen.textbbox((cx, cy), text, font=font)
-        pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], fill=(0, 0, 0, 150))
-        pen.text((cx, cy), text, fill="white", font=font)
-    return canvas
-
-
-MAX_OBJECTS = 20  # as published
-
+from options import MAX_OBJECTS, parse_options
 
 GEOMETRY = 7  # columns of node features after the K label columns
 
@@ -69,13 +34,10 @@ SLOTS = 20  # side of the published matrices
 PUBLISHED_LABELS = {"plane": 0, "car": 1, "building": 2}
 
 
+_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
+
+
 # ------------------------------------------------------------------ graphs
-
-
-def _distances(boxes):
-    """Distances of the centres in pixels, (N, N)."""
-    steps = boxes[:, None, :2] - boxes[None, :, :2]  # (N, N, 2)
-    return np.sqrt((steps**2).sum(-1))
 
 
 def build_graph(detections, size):
@@ -85,71 +47,48 @@ def build_graph(detections, size):
     area (fraction of the image) and score. Edges carry distance (fraction of the diagonal),
     bearing (radians from the lower-numbered node to the other) and weight, exp(-distance / 0.1).
     """
-    graph = nx.Graph(size=tuple(size))
+    width, height = size
+    graph = nx.Graph(size=(width, height))
     for i, detection in enumerate(detections):
-        *_, w, h, _, score = box = detection["bbox"]
-        area = w * h / (size[0] * size[1])
+        box = detection["bbox"]
+        _, _, w, h, _, score = box
+        area = w * h / (width * height)
         graph.add_node(i, label=detection["label"], box=tuple(box), area=area, score=score)
     boxes = _box_array(detections)
-    distances = _distances(boxes) / math.hypot(*size)
-    for i in range(len(boxes)):
-        for j in range(i + 1, len(boxes)):
-            x, y = boxes[j, :2] - boxes[i, :2]
-            distance = float(distances[i, j])
-            weight = math.exp(-distance / EDGE_DECAY)
-            graph.add_edge(i, j, distance=distance, bearing=math.atan2(y, x), weight=weight)
+    distances = _distances(boxes) / math.hypot(width, height)  # (n, n)
+    for i, j in itertools.combinations(range(len(detections)), 2):
+        distance = float(distances[i, j])
+        weight = math.exp(-distance / EDGE_DECAY)
+        x, y = boxes[j, :2] - boxes[i, :2]
+        graph.add_edge(i, j, distance=distance, bearing=math.atan2(y, x), weight=weight)
     return graph
 
 
+def detection_arrays(detections, label_map):
+    """(class ids (n) int, boxes (n, 6) float) of detections, for `arrays_from_boxes`."""
+    class_ids = [label_map.class_id(detection["label"]) for detection in detections]
+    return np.array(class_ids, dtype=int), _box_array(detections)
+
+
+def _box_array(detections):
+    boxes = [detection["bbox"] for detection in detections]
+    return np.array(boxes, dtype=float).reshape(-1, 6)  # (n, 6)
+
+
+def _distances(boxes):
+    """Distances between the centres of boxes (n, 6) in pixels, (n, n)."""
+    centres = boxes[:, :2]
+    steps = centres[:, None] - centres[None, :]  # (n, n, 2)
+    return np.sqrt((steps**2).sum(axis=-1))  # (n, n)
+
+
 class GraphArrays(NamedTuple):
-    """An image's graph as the model eats it; objects behind `mask` are padding."""
+    """An image's graph as the model takes it; what stands behind `mask` is padding."""
 
     nodes: np.ndarray  # (N, F) float32
     adjacency: np.ndarray  # (N, N) float32, symmetric, in [0, 1], zero diagonal
     mask: np.ndarray  # (N) bool
     dropped: int  # objects beyond max_objects
-
-
-def detection_arrays(detections, label_map):
-    """Detections as slots (n) int and boxes (n, 6) float, for `arrays_from_boxes`."""
-    class_ids = np.array([label_map.class_id(d["label"]) for d in detections], dtype=int)
-    return class_ids, _box_array(detections)
-
-
-def _box_array(detections):
-    return np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 6)
-
-
-def arrays_from_boxes(class_ids, boxes, size, max_objects, labels):
-    """`graph_arrays` for detections that are arrays already; labels: K."""
-    area = boxes[:, 2] * boxes[:, 3]
-    # Slot, side and angle come last, so that the order in the file never matters.
-    keys = boxes[:, 4], boxes[:, 2], class_ids, boxes[:, 1], boxes[:, 0], -area, -boxes[:, 5]
-    order = np.lexsort(keys)[:max_objects]
-    dropped = len(boxes) - len(order)
-    class_ids, boxes, area = class_ids[order], boxes[order], area[order]
-    n, (width, height) = len(order), size
-    nodes = np.zeros((max_objects, labels + GEOMETRY), dtype=np.float32)
-    nodes[np.arange(n), class_ids] = 1
-    cx, cy, w, h, angle, score = boxes.T
-    # Exchanging w and h flips the sign of the first factor, turning by pi / 2 that of the second:
-    # the same box has the same features, and a square has no direction.
-    lengthened = (w - h) / (w + h)
-    columns = (
-        2 * cx / width - 1,
-        2 * cy / height - 1,
-        np.log10(area / (width * height)) / 2 + 1,
-        lengthened * np.cos(2 * angle),
-        lengthened * np.sin(2 * angle),
-        np.abs(lengthened),
-        score,
-    )
-    for i, column in enumerate(columns):
-        nodes[:n, labels + i] = column
-    adjacency = np.zeros((max_objects, max_objects), dtype=np.float32)
-    adjacency[:n, :n] = np.exp(_distances(boxes) / (-EDGE_DECAY * math.hypot(*size)))
-    np.fill_diagonal(adjacency, 0)
-    return GraphArrays(nodes, adjacency, np.arange(max_objects) < n, dropped)
 
 
 def graph_arrays(detections, size, max_objects=MAX_OBJECTS, label_map=None):
@@ -162,9 +101,60 @@ def graph_arrays(detections, size, max_objects=MAX_OBJECTS, label_map=None):
     ones have 1. Beyond max_objects the lowest scores go first, then smaller areas, then the larger
     cx, cy.
     """
-    label_map = label_map or read_label_map()
+    if label_map is None:
+        label_map = read_label_map()
     class_ids, boxes = detection_arrays(detections, label_map)
     return arrays_from_boxes(class_ids, boxes, size, max_objects, len(label_map))
+
+
+def arrays_from_boxes(class_ids, boxes, size, max_objects, label_count):
+    """`graph_arrays` of detections that are arrays already.
+
+    class_ids: (n); boxes: (n, 6); size: (width, height) in pixels; label_count: K.
+    """
+    kept = _most_certain(class_ids, boxes)[:max_objects]
+    dropped = len(boxes) - len(kept)
+    class_ids, boxes = class_ids[kept], boxes[kept]
+    n = len(kept)
+
+    nodes = np.zeros((max_objects, label_count + GEOMETRY), dtype=np.float32)
+    nodes[np.arange(n), class_ids] = 1
+    nodes[:n, label_count:] = _geometry(boxes, size)
+
+    adjacency = np.zeros((max_objects, max_objects), dtype=np.float32)
+    adjacency[:n, :n] = np.exp(_distances(boxes) / (-EDGE_DECAY * math.hypot(*size)))
+    np.fill_diagonal(adjacency, 0)
+
+    mask = np.arange(max_objects) < n
+    return GraphArrays(nodes, adjacency, mask, dropped)
+
+
+def _most_certain(class_ids, boxes):
+    """Indices (n) of boxes: by falling score, then falling area, then rising cx and cy.
+
+    Class id, width and angle decide last, so that the order in the file never matters.
+    """
+    cx, cy, w, h, angle, score = boxes.T
+    return np.lexsort((angle, w, class_ids, cy, cx, -w * h, -score))  # the last key counts most
+
+
+def _geometry(boxes, size):
+    """Node features behind the label, (n, 7), of boxes (n, 6) in an image of (width, height)."""
+    width, height = size
+    cx, cy, w, h, angle, score = boxes.T
+    # Exchanging w and h flips the sign of the first factor, turning by pi / 2 that of the second:
+    # the same box has the same features, and a square has no direction.
+    elongation = (w - h) / (w + h)
+    columns = [
+        2 * cx / width - 1,
+        2 * cy / height - 1,
+        np.log10(w * h / (width * height)) / 2 + 1,
+        elongation * np.cos(2 * angle),
+        elongation * np.sin(2 * angle),
+        np.abs(elongation),
+        score,
+    ]
+    return np.stack(columns, axis=1)  # (n, 7)
 
 
 # ------------------------------------------------------------------ published matrices
@@ -182,48 +172,97 @@ def build_matrices(path, rule="class"):
         raise ValueError(f"rule: expected 'class' or 'object', found {rule!r}")
     detections = load_detections(path)
     if rule == "class":
-        class_ids = [PUBLISHED_LABELS.get(d["label"], SLOTS) for d in detections]
+        slots = [PUBLISHED_LABELS.get(detection["label"], SLOTS) for detection in detections]
     else:
-        class_ids = range(len(detections))
-    adjacency, degree = _matrices(np.array(class_ids, dtype=int), _box_array(detections))
-    return adjacency, degree / (1 if rule == "class" else 255**2)
+        slots = list(range(len(detections)))
+    adjacency, degree = _matrices(np.array(slots, dtype=int), _box_array(detections))
+    if rule == "object":
+        degree = degree / 255**2
+    return adjacency, degree
 
 
 def published_arrays(class_ids, boxes):
     """What the published code makes of an image's detections, as a GraphArrays, all 20 slots real.
 
-    slots: (n), of a vocabulary of the published labels; other labels are skipped. boxes: (n, 6).
+    class_ids: (n), by a LabelMap of PUBLISHED_LABELS; other labels are skipped. boxes: (n, 6).
     nodes are the degree matrix and adjacency is unbounded, both (20, 20), by `build_matrices`'
     rule "class".
     """
-    class_ids = np.where(class_ids < len(PUBLISHED_LABELS), class_ids, SLOTS)
-    adjacency, degree = (matrix.astype(np.float32) for matrix in _matrices(class_ids, boxes))
-    return GraphArrays(degree, adjacency, np.ones(SLOTS, dtype=bool), 0)
+    slots = np.where(class_ids < len(PUBLISHED_LABELS), class_ids, SLOTS)
+    adjacency, degree = _matrices(slots, boxes)
+    return GraphArrays(
+        nodes=degree.astype(np.float32),
+        adjacency=adjacency.astype(np.float32),
+        mask=np.ones(SLOTS, dtype=bool),
+        dropped=0,
+    )
 
 
-def _matrices(class_ids, boxes):
-    """Adjacency and degree (20, 20) of objects in slots; those beyond the last are skipped."""
-    class_ids, boxes = class_ids[class_ids < SLOTS], boxes[class_ids < SLOTS]
-    areas = boxes[:, 2] * boxes[:, 3] * np.abs(boxes[:, 5])
+def _matrices(slots, boxes):
+    """Adjacency and degree, (20, 20) each, of boxes (n, 6) in slots (n); from 20 on, skipped."""
+    boxes = boxes[slots < SLOTS]
+    slots = slots[slots < SLOTS]
+    _, _, w, h, _, score = boxes.T
+    areas = w * h * np.abs(score)
     distances = _distances(boxes)
     inverse = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
-    members = np.eye(SLOTS)[class_ids]  # (n, 20)
-    adjacency = members.T @ inverse @ members
+    members = np.eye(SLOTS)[slots]  # (n, 20)
+    adjacency = members.T @ inverse @ members  # (20, 20)
     np.fill_diagonal(adjacency, 0)
-    return adjacency, np.diag(members.T @ areas)
+    degree = np.diag(members.T @ areas)  # (20, 20)
+    return adjacency, degree
+
+
+# ------------------------------------------------------------------ drawing and the command
+
+
+def draw_graph(image, graph, scale=None):
+    """Boxes, labels and edges of a `build_graph` over a PIL image; returns a new image.
+
+    The picture is enlarged by `scale` (default: to about 768 pixels) so that labels are readable;
+    an edge is the more opaque the higher its weight, and edges below 0.05 are left out.
+    """
+    scale = scale or max(1, round(768 / max(image.size)))
+    canvas = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    font = ImageFont.load_default(13)
+    nodes = [node for _, node in graph.nodes(data=True)]
+    boxes = [[scale * length for length in node["box"][:4]] for node in nodes]
+
+    for i, j, edge in graph.edges(data=True):
+        if edge["weight"] >= 0.05:
+            line = [tuple(boxes[i][:2]), tuple(boxes[j][:2])]
+            opacity = int(60 + 195 * edge["weight"])
+            pen.line(line, fill=(255, 255, 255, opacity), width=2)
+
+    labels = sorted({node["label"] for node in nodes})
+    for i, node in enumerate(nodes):
+        colour = _COLOURS[labels.index(node["label"]) % len(_COLOURS)]
+        pen.polygon(_corners(*boxes[i], angle=node["box"][4]), outline=colour, width=2)
+        text = f"{i} {node['label']} {node['score']:.2f}"
+        centre = tuple(boxes[i][:2])
+        left, top, right, bottom = pen.textbbox(centre, text, font=font)
+        pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], fill=(0, 0, 0, 150))
+        pen.text(centre, text, fill="white", font=font)
+    return canvas
+
+
+def _corners(cx, cy, w, h, angle):
+    """The four corners (x, y) of a rotated box, in the order of its outline."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    corners = []
+    for along, across in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+        x = cx + along * w / 2 * cos - across * h / 2 * sin
+        y = cy + along * w / 2 * sin + across * h / 2 * cos
+        corners.append((x, y))
+    return corners
 
 
 def main(arguments=None):
     # The command alone draws and opens images; the functions above need neither.
     from dataset import images
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("detections", help="a file of det_json/")
-    parser.add_argument("--image", required=True, help="the image that the detections belong to")
-    parser.add_argument("--draw", help="write boxes, labels and edges over the image to this file")
-    parser.add_argument("--labels", default=LABELS, help="label vocabulary, a label a line")
-    parser.add_argument("--max-objects", type=int, default=MAX_OBJECTS, help="graph slots")
-    options = parser.parse_args(arguments)
+    options = parse_options("V_Graph", __doc__, arguments)
     image = images.open_image(options.image)
     detections = load_detections(options.detections)
     graph = build_graph(detections, image.size)
@@ -237,7 +276,7 @@ def main(arguments=None):
     edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["weight"])[:5]
     for i, j, edge in edges:
         print(f"  edge {i}-{j}: weight {edge['weight']:.3f}, distance {edge['distance']:.3f}")
-    label_map = read_label_map(options.labels)
+    label_map = read_label_map(options.labels or LABELS)
     arrays = graph_arrays(detections, image.size, options.max_objects, label_map)
     print(
         f"nodes {arrays.nodes.shape}, adjacency {arrays.adjacency.shape}, "

@@ -8,7 +8,6 @@ Captions are the same if they are the same string. A ceiling is the best text-to
 repeated captions allow: all rows of a text get one order of images, and K images serve their own.
 """
 
-import argparse
 import json
 import os
 import warnings
@@ -21,13 +20,12 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import simple_tokenizer
-from clip_gcn_image_feature_integration import output_path
-from dataloader import add_source_options, sources
+from dataloader import sources
 from dataset import images
 from dataset.annotations import read_annotations
 from det_formats.det_json import LABELS, load_detections, read_label_map
 from metrics.ranks import KS
-from V_Graph import MAX_OBJECTS
+from options import MAX_OBJECTS, parse_options
 
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     ("blank_captions", "images_without_captions", "images_with_duplicates")
@@ -271,14 +269,7 @@ def total(value, key, inside=False):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_source_options(parser)
-    option = parser.add_argument
-    option("--against", nargs=2, metavar=("A", "B"), help="two data roots: report what they share")
-    option("--labels", default=LABELS, help="label vocabulary, a label a line")
-    option("--max-objects", type=int, default=MAX_OBJECTS, help="objects that a graph holds")
-    option("--json", type=output_path, help="write all that is counted to this file")
-    options = parser.parse_args(arguments)
+    options = parse_options("audit", __doc__, arguments)
     if options.against:
         forms = options.annotations or ["auto"]
         if options.data_root or options.det_json or len(forms) > 2:
@@ -291,7 +282,7 @@ def main(arguments=None):
         det_json = Path(source.det_json or source.root / "det_json")
         if source.det_json and not det_json.is_dir():
             raise ValueError(f"{det_json}: no such folder; check --det-json")
-        label_map, found = read_label_map(options.labels), scan(source.root, source.form)
+        label_map, found = read_label_map(options.labels or LABELS), scan(source.root, source.form)
         result = audit(source.name, found, det_json, label_map, options.max_objects)
     print("\n".join(report_lines(result)))
     if options.json:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from backbones.export import NAMINGS, check_out, how_to_load, write
+from backbones.export import check_out, how_to_load, write
 from backbones.loading import HUB, OPENAI, check, find_hub, find_openai, read_source
 from backbones.model_configs import MODELS, model_config_of, resized
 from backbones.preprocess import preprocess
 from backbones.towers import ACTIVATIONS, CLIP
 from model import is_checkpoint, load_checkpoint
+from options import add_options
 from simple_tokenizer import tokenize
 
 __all__ = ["available_models", "export", "load", "preprocess", "tokenize"]
@@ -168,16 +169,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Write a CLIP for other programs.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("export", help="the CLIP part of a checkpoint, adapters merged")
-    command.add_argument("--checkpoint", required=True, help="ours, or what clip.load takes")
-    command.add_argument("--out", required=True, help="a .pt or .safetensors file, or a folder")
-    command.add_argument(
-        "--naming",
-        choices=NAMINGS,
-        default="open_clip",
-        help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a new "
-        "folder for transformers",
-    )
-    command.add_argument("--activation", choices=ACTIVATIONS, help="where weights do not tell it")
+    add_options(command, "export")
     options = parser.parse_args(arguments)
     out, naming = options.out, options.naming
     model_config = export(options.checkpoint, out, naming, options.activation)

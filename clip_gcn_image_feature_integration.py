@@ -8,7 +8,6 @@ that every image got its own graph, that an image without objects keeps its CLIP
 that no embedding depends on its batch mates, and exits with 1 where one of these fails.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,20 +21,13 @@ from tqdm import tqdm
 import clip
 import simple_tokenizer
 from backbones import preprocess
-from backbones.towers import ACTIVATIONS
-from dataloader import add_data_options
 from dataset.batches import ImageSet, require_readable, trim
 from dataset.images import is_image, match_detections
 from det_formats.det_json import LABELS, LabelMap, read_label_map
-from model import add_model_options, build, is_checkpoint, load_checkpoint
+from model import build, is_checkpoint, load_checkpoint
+from options import default_options, parse_options
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
-
-
-BEST = "models/best_model.pth"
-
-
-CHECKPOINT = "from train.py, the published FG-CROSS, or a CLIP: what clip.load takes"
 
 
 SCENES = (
@@ -54,27 +46,7 @@ BATCHES = (
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
 
 
-def add_device_options(parser, batch_size):
-    """Where and in what portions a script computes."""
-    option = parser.add_argument_group("device").add_argument
-    # fmt: off
-    option("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any")
-    option("--batch-size", type=int, default=batch_size, help="halve on out-of-memory")
-
-    # fmt: on
-
-
-def add_activation_option(parser):
-    """What a file of weights may leave open."""
-    of_weights = "of CLIP weights that do not tell it; the error says when it is needed"
-    parser.add_argument("--activation", choices=ACTIVATIONS, help=of_weights)
-
-
-def add_encoder_options(parser):
-    """Options of the scripts that use a trained model."""
-    add_device_options(parser, batch_size=64)
-    parser.add_argument("--checkpoint", default=BEST, help=CHECKPOINT)
-    add_activation_option(parser)
+# fmt: on
 
 
 def load_model(name_or_path, device, activation=None):
@@ -85,7 +57,7 @@ def load_model(name_or_path, device, activation=None):
     is that of the file with the weights. Raises ValueError where there is no such file, or it is
     none of these.
     """
-    options = default_options(add_model_options, add_data_options)
+    options = default_options("train", groups=("data", "model"))
     options |= {"graph": "none", "seed": 0, "dataset": None}
     is_name = clip.is_clip_source(name_or_path)
     if not is_name and (not Path(name_or_path).exists() or is_checkpoint(name_or_path)):
@@ -111,24 +83,10 @@ def load_model(name_or_path, device, activation=None):
     return model.to(device).eval(), checkpoint
 
 
-def default_options(*adders):
-    """The defaults of the options that functions add to a parser, as a dict."""
-    parser = argparse.ArgumentParser()
-    for add in adders:
-        add(parser)
-    return vars(parser.parse_args([]))
-
-
 def warn_of_scenes(checkpoint):
     """Say what to do where a model of the synthetic scenes is about to see other images."""
     if checkpoint["options"]["dataset"] == ["scenes"]:
         print(SCENES, file=sys.stderr)
-
-
-def output_path(path):
-    """An argparse type: a file to be written, its folder made before any work is done."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def pick_device(name):
@@ -232,10 +190,7 @@ def load_images(paths, names, det_json, checkpoint):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_encoder_options(parser)
-    parser.add_argument("--out", type=output_path, help="write the features to this .npz file")
-    options = parser.parse_args(arguments)
+    options = parse_options("clip_gcn", __doc__, arguments)
     device = pick_device(options.device)
     model, checkpoint = load_model(options.checkpoint, device, options.activation)
     paths = sorted(path for path in SAMPLES.iterdir() if is_image(path))

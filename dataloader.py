@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset import images, scenes
-from dataset.annotations import CLEANERS, FORMS, read_annotations, with_validation
-from dataset.augment import AUGMENTATIONS
+from dataset.annotations import read_annotations, with_validation
 from dataset.batches import ImageSet
 
 VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
@@ -19,59 +18,10 @@ VAL_FRACTION = 0.1  # of the training images, where no validation split is shipp
 DEV_SEED = 0  # one dev split for all seeds, so that their models were chosen on the same images
 
 
-def add_source_options(parser):
-    """Where data sets lie; returns the function that adds options to their group."""
-    option = parser.add_argument_group("data").add_argument
-    # fmt: off
-    option("--dataset", nargs="+", default=["scenes"],
-           help="scenes, ucm, rsicd, rsitmd or names of your own; several train together")
-    option("--data-root", nargs="+", help="a folder for each; only scenes has one, data/scenes")
-    option("--det-json", nargs="+", help="folders of detections; default <data root>/det_json")
-    option("--annotations", nargs="+", choices=FORMS,
-           help="format of the captions; needed where a folder holds several")
-    # fmt: on
-    return option
+# fmt: on
 
 
-def add_data_options(parser):
-    """The options of the data; they are saved in checkpoints and hold for evaluation too."""
-    option = add_source_options(parser)
-    # fmt: off
-    option("--clean", choices=CLEANERS, default="none", help="pir: captions as PIR and HarMA")
-    option("--template", help='around every caption: "a satellite photo of {}"')
-    option("--dev-images", type=int, default=0,
-           help="validate on so many images drawn from train, keeping the shipped val unseen")
-    option("--graph-control", choices=("own", "exchanged", "no-edges"), default="own",
-           help="for control experiments: another image's graph, or no edges")
-    option("--cache-gb", type=float, default=4, help="RAM for a split's images, else a file")
-    option("--cache-dir", help="folder of that file; default below your user's cache")
-    option("--workers", type=int, default=0, help="loader processes; raise where a GPU waits")
-
-    # fmt: on
-
-
-def add_training_data_options(parser):
-    """What is done to training data only."""
-    option = parser.add_argument_group("training data").add_argument
-    # fmt: off
-    option("--augment", nargs="*", choices=AUGMENTATIONS,
-           help="default all; scenes none, since sentences say left of")
-    option("--drop-graphs", type=float, default=0.1,
-           help="share of images shown without graph, so that CLIP's branch stands alone")
-    option("--drop-test-captions", action="store_true",
-           help="leave out training captions that are found in a test split")
-
-    # fmt: on
-
-
-def augmentations(options):
-    """What `--augment` means: the given list, else the default for data sets and --train."""
-    whole = options["train"] == "graph"  # whose images are encoded once
-    if whole and options["augment"]:
-        raise ValueError("--train graph takes images as they are: leave --augment out")
-    if options["augment"] is not None:
-        return options["augment"]
-    return [] if whole or "scenes" in options["dataset"] else list(AUGMENTATIONS)
+# fmt: on
 
 
 # ------------------------------------------------------------------ which data sets

@@ -15,7 +15,6 @@ The module shadows the PyPI package of the same name: run from the root of this 
 Sizes in the shapes below: I images, T caption rows, E the embedding width.
 """
 
-import argparse
 import hashlib
 import math
 import shlex
@@ -29,18 +28,13 @@ import torch
 
 import metrics.tables as report
 from clip_gcn_image_feature_integration import (
-    BEST,
-    CHECKPOINT,
-    add_activation_option,
-    add_device_options,
     encode_images,
     encode_texts,
     load_model,
-    output_path,
     pick_device,
     warn_of_scenes,
 )
-from dataloader import RetrievalData, add_data_options, sources
+from dataloader import RetrievalData, sources
 from dataset.annotations import normal_form
 from dataset.batches import require_readable
 from det_formats.det_json import LabelMap
@@ -55,7 +49,7 @@ from metrics.ranks import (
     top_items,
     worst_and_best,
 )
-from training.resume import FREE
+from options import DATA, FREE, parse_options
 
 
 def _mean(values):
@@ -253,24 +247,8 @@ def _write_queries(job, options, result, found, rows):
 
 def parse(arguments=None):
     """(this script's options, the data's, which are None where the checkpoint's shall hold)."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_data_options(parser)
-    data_options = list(vars(parser.parse_args([])))
-    parser.set_defaults(**dict.fromkeys(data_options))
-    add_device_options(parser, batch_size=64)
-    option = parser.add_argument
-    # fmt: off
-    option("--checkpoint", nargs="+", default=[BEST], help=CHECKPOINT)
-    add_activation_option(parser)
-    option("--split", default="test", help="val, train or dev; select on val, report test")
-    option("--caption-equivalence", action="store_true", help="equal captions fit equal images")
-    option("--json", type=output_path, help="write figures, intervals, hashes and options here")
-    option("--ranks", type=output_path, help="write every query's rank and rival to this CSV file")
-    option("--html", type=output_path, help="show the worst and best queries in this file")
-    option("--compare", nargs=2, metavar="JSON", help="only compare two files of --json")
-    # fmt: on
-    options = parser.parse_args(arguments)
-    return options, {name: getattr(options, name) for name in data_options}
+    options = parse_options("evaluate", __doc__, arguments, unset=DATA)
+    return options, {name: getattr(options, name) for name in DATA}
 
 
 def _compare_files(paths):

@@ -8,7 +8,6 @@ Prints the cosine of every image's fused and every sentence's text embedding, se
 the best image of each sentence marked, and a legend.
 """
 
-import argparse
 import csv
 import glob
 import json
@@ -19,17 +18,16 @@ import torch
 
 from clip_gcn_image_feature_integration import (
     SAMPLES,
-    add_encoder_options,
     encode_images,
     encode_texts,
     load_images,
     load_model,
-    output_path,
     pick_device,
     warn_of_scenes,
 )
 from dataset.annotations import prepared, read_text
 from dataset.images import is_image
+from options import parse_options
 
 WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
 
@@ -121,27 +119,10 @@ def write_csv(path, scores, names, queries):
             writer.writerow([query, *(f"{value:.6f}" for value in row)])
 
 
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_encoder_options(parser)
-    option = parser.add_argument
-    # fmt: off
-    option("--images", nargs="+", help="files, folders or globs; default the samples in test/")
-    option("--queries", nargs="+", help="sentences, or text files with one a line")
-    option("--det-json", help="folder of detections that mirrors --images; default no graphs")
-    option("--top-k", type=int, default=0, help="list so many best images for each sentence")
-    option("--csv", type=output_path, help="write the matrix to this file")
-    option("--json", type=output_path, help="write matrix, names and ranking to this file")
-    # fmt: on
-    return parser.parse_args(arguments)
-
-
 def main(arguments=None):
-    options = parse(arguments)
+    options = parse_options("infer", __doc__, arguments)
     device = pick_device(options.device)
     model, checkpoint = load_model(options.checkpoint, device, options.activation)
-    if options.top_k < 0:
-        raise ValueError(f"--top-k {options.top_k}: expected 0 for none, or more")
     if options.images:
         warn_of_scenes(checkpoint)
     paths, names = find_files(options.images or [str(SAMPLES)])

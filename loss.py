@@ -18,15 +18,7 @@ EPSILON = 1e-6  # the published hinge subtracts it inside every term
 MAX_SCALE = 100  # CLIP's bound on the inverse temperature
 
 
-def add_loss_options(parser):
-    """The options of the loss."""
-    option = parser.add_argument_group("loss").add_argument
-    # fmt: off
-    option("--loss", choices=("infonce", "hinge", "hinge-max"), default="infonce",
-           help="hinge: as published; hinge-max: hardest negative only (VSE++'s max violation)")
-    option("--margin", type=float, default=0.2, help="of the hinge, in cosine")
-
-    # fmt: on
+# fmt: on
 
 
 def positive_mask(image_ids, text_ids, caption_ids):

@@ -24,24 +24,7 @@ from backbones.towers import CLIP
 from det_formats.det_json import LabelMap
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
 
-GRAPHS = ("object", "none", "published")
-
-
 NEW_LAYERS = ("node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate")  # which no CLIP has
-
-
-def add_model_options(parser):
-    """The options of the model; they are saved in its checkpoints."""
-    option = parser.add_argument_group("model").add_argument
-    # fmt: off
-    option("--model", help="definition in models/ to train from scratch; default small")
-    option("--graph", choices=GRAPHS, default="object",
-           help="none: a plain CLIP; published: the published pass, for comparison only")
-    option("--fusion", choices=("sum", "gate"), default="sum", help="gate: learned, per image")
-    option("--image-encoder-ratio", type=float, nargs=2, default=(0.5, 0.5),
-           metavar=("CLIP", "GRAPH"), help="weights of the branches in --fusion sum")
-    option("--labels", help="vocabulary of the detections; default det_json/labels.txt")
-    option("--max-objects", type=int, default=MAX_OBJECTS, help="raise for crowded images")
 
 
 class GCNConv(nn.Module):

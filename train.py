@@ -11,7 +11,6 @@ and `log.jsonl`, a line an epoch, into models/ or --out. No model is measured on
 see evaluate.py. Ctrl-C and SIGTERM save before they stop.
 """
 
-import argparse
 import json
 import shlex
 import time
@@ -20,22 +19,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from clip_gcn_image_feature_integration import (
-    add_activation_option,
-    add_device_options,
-    pick_device,
-)
-from dataloader import add_data_options, add_training_data_options, augmentations
+from clip_gcn_image_feature_integration import pick_device
 from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
-from loss import add_loss_options
-from model import add_adapters, add_model_options, build, save_checkpoint
+from model import add_adapters, build, save_checkpoint
+from options import for_resuming, for_training, given_options, parse_options
 from training import resume
 from training.curves import curves, require_packages
 from training.inputs import read_data, with_features
 from training.step import (
-    PRECISIONS,
-    TRAINED,
     freeze,
     keep_freed_memory,
     make_learner,
@@ -46,84 +38,15 @@ from training.step import (
 )
 from V_Graph import PUBLISHED_LABELS
 
-LORA = (8, 16, 0.0)
-
-
-LEAST = {"epochs": 1, "batch_size": 1, "seed": 0, "dev_images": 0, "save_every": 0, "workers": 0}
-
-
-def make_parser():
-    """All options of training: those of data, model and loss, and the schedule's."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_data_options(parser)
-    add_training_data_options(parser)
-    add_model_options(parser)
-    add_loss_options(parser)
-    add_device_options(parser, batch_size=128)
-    option = parser.add_argument_group("training").add_argument
-    # fmt: off
-    option("--clip", help="pretrained start, a name or file for clip.load; else from scratch")
-    add_activation_option(parser)
-    option("--image-size", type=int, help="pixels a side, if not the definition's or the weights'")
-    option("--train", choices=TRAINED, default="all", help="towers to train; new layers always do")
-    option("--lora", type=float, nargs=3, default=LORA, metavar=("RANK", "ALPHA", "DROPOUT"),
-           help="adapters of --train lora")
-    option("--epochs", type=int, default=20, help="more help while validation still improves")
-    option("--lr", type=float, help="of pretrained layers; default 1e-5, of --train lora 2e-4")
-    option("--lr-new", type=float, default=2e-3, help="of new layers: all of them without --clip")
-    option("--weight-decay", type=float, default=0.1, help="of matrices, not of biases and norms")
-    option("--precision", choices=PRECISIONS, help="default fp32, on CUDA half")
-    option("--patience", type=int, default=10, help="epochs without a better validation mR")
-    option("--seed", type=int, default=0, help="of weights, order, captions, augmentation, splits")
-    option("--out", default="models", help="folder for checkpoints and log; one a run")
-    option("--save-every", type=int, default=500, help="steps between saves within an epoch")
-    option("--resume", action="store_true", help="go on from last.pth in --out, bit for bit")
-    option("--tensorboard", action="store_true", help="write its curves (pip install tensorboard)")
-    option("--plot", action="store_true", help="draw curve.png (pip install matplotlib)")
-    # fmt: on
-    return parser
-
 
 def parse(arguments=None):
     """(options, the checkpoint to resume from or None)."""
-    parser = make_parser()
-    options = vars(parser.parse_args(arguments))
-    if options["resume"]:
-        checkpoint = resume.read_state(Path(options["out"]) / "last.pth")
-        # An option that is newer than the run does nothing by default.
-        saved = {**vars(parser.parse_args([])), **checkpoint["options"]}
-        parser.set_defaults(**dict.fromkeys(options))  # None: not on the command line
-        given = vars(parser.parse_args(arguments)).items()
-        given = {name: value for name, value in given if value is not None}
-        given["out"] = options["out"]
-        return resume.resumed_options(saved, given), checkpoint
-    for name, least in LEAST.items():
-        if options[name] < least:
-            raise ValueError(
-                f"--{name.replace('_', '-')} {options[name]}: expected {least} or more"
-            )
-    require_sense(options, parser.parse_args([]))
-    options["augment"] = augmentations(options)
-    options["lr"] = options["lr"] or (2e-4 if options["train"] == "lora" else 1e-5)
-    return options, None
-
-
-def require_sense(options, defaults):
-    """Raise ValueError for options that contradict each other, or that would do nothing."""
-    if options["clip"] and options["model"]:
-        raise ValueError("--clip brings its own sizes: leave --model out")
-    if options["activation"] and not options["clip"]:
-        raise ValueError("--activation is for --clip; from scratch, write it into the definition")
-    if options["train"] == "graph" and options["graph"] == "none":
-        raise ValueError("--train graph with --graph none leaves nothing to train")
-    if options["train"] != "lora" and tuple(options["lora"]) != LORA:
-        raise ValueError("--lora is for --train lora")
-    if options["lora"][0] % 1:
-        raise ValueError(f"--lora: the rank is {options['lora'][0]}, expected a whole number")
-    for name in ("fusion", "labels", "max_objects") if options["graph"] == "published" else ():
-        if options[name] != getattr(defaults, name):
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"--graph published is as it was published: leave {option} out")
+    options = vars(parse_options("train", __doc__, arguments))
+    if not options["resume"]:
+        return for_training(options), None
+    checkpoint = resume.read_state(Path(options["out"]) / "last.pth")
+    given = {**given_options("train", __doc__, arguments), "out": options["out"]}
+    return for_resuming(checkpoint["options"], given), checkpoint
 
 
 def start(options, checkpoint):

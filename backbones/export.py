@@ -18,8 +18,6 @@ import torch
 from backbones.naming import to_hugging_face
 from backbones.towers import CLIP
 
-NAMINGS = ("open_clip", "openai", "huggingface")
-
 # definitions in models/ that open_clip has by the same name
 
 OPEN_CLIP = ("RN50", "RN101", "ViT-B-16", "ViT-B-32", "ViT-L-14", "ViT-L-14-336", "ViT-H-14")

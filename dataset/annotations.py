@@ -18,13 +18,9 @@ from typing import NamedTuple
 
 from sklearn.model_selection import train_test_split
 
+from options import CLEANERS, FORMS
+
 SPLITS = ("train", "val", "test")
-
-
-FORMS = ("auto", "txt", "karpathy", "pir")
-
-
-CLEANERS = ("none", "pir")
 
 
 _NEEDED = {

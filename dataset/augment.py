@@ -10,9 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-AUGMENTATIONS = ("crop", "flip", "turn", "erase", "colour")
-
-
 SMALLEST_CROP = 0.5  # of the image's side
 
 

@@ -16,7 +16,6 @@ quirk that the test list has a name per caption. The generator is frozen: publis
 on every draw. What is learned here holds by construction and says nothing about real images.
 """
 
-import argparse
 import json
 import math
 import time
@@ -27,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset.shapes import GROUNDS, KINDS, SIDE, composition, draw, layout
+from options import parse_options
 
 VERSION = 1
 
@@ -244,13 +244,7 @@ def samples(image_folder, detection_folder):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default="data/scenes", help="folder to write the data set to")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes")
-    parser.add_argument(
-        "--samples", action="store_true", help="write test/ and det_json/ as committed instead"
-    )
-    options = parser.parse_args(arguments)
+    options = parse_options("scenes", __doc__, arguments)
     if options.samples:
         samples("test", "det_json")
         return

@@ -13,12 +13,15 @@ import clip
 import clip_gcn_image_feature_integration
 import evaluate
 import infer
+import options
 import train
 import V_Graph
+from backbones import towers
 from backbones.model_configs import model_config_names, read_model_config
 from backbones.towers import CLIP
 from conftest import ROOT
 from dataset import scenes
+from training import step
 
 ROOMS = {  # a folder, and the folders that its modules may import from
     "det_formats": (),
@@ -183,10 +186,23 @@ def test_an_unknown_option_is_refused(command, capsys):
     assert "usage" in capsys.readouterr().err
 
 
-def test_training_has_few_options_and_each_has_help(capsys):
-    options = train.parse([])[0]
-    assert len(options) <= 41
-    with pytest.raises(SystemExit):
-        train.parse(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in text for name in options)
+# ------------------------------------------------------------------ options
+
+
+def test_what_options_name_is_what_modules_know():
+    assert options.PRECISIONS == tuple(step.PRECISIONS)
+    assert options.TRAINED == tuple(step.TRAINED)
+    assert options.ACTIVATIONS == tuple(towers.ACTIVATIONS)
+
+
+def test_a_script_has_an_option_once_and_each_has_help():
+    for script in {script for row in options.OPTIONS for script in row.scripts}:
+        rows = [row for row in options.OPTIONS if script in row.scripts]
+        assert len({row.flag for row in rows}) == len(rows)
+        assert all(row.settings["help"] and row.group in options.GROUPS for row in rows)
+
+
+def test_scripts_have_few_options():
+    most = {"train": 40, "evaluate": 22}
+    for script, number in most.items():
+        assert len(options.default_options(script)) <= number

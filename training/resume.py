@@ -19,15 +19,6 @@ import torch
 from backbones.loading import read_weights
 from model import VERSION, save_checkpoint
 
-# Options that change no result: a resumed run may have others. Where the data lie is one of them,
-# since their content is compared.
-
-FREE = {
-    *("data_root", "det_json", "annotations", "cache_gb", "cache_dir", "workers", "device"),
-    *("out", "save_every", "resume", "tensorboard", "plot"),
-}
-
-
 _EPOCH = {
     "step": 0,  # batches of the epoch that are done
     "loss": 0.0,  # their sum
@@ -149,31 +140,6 @@ def use_threads(state, device):
     """Compute with as many threads as before, on which a CPU's last bits depend."""
     if device.type == state["device"] == "cpu":
         torch.set_num_threads(state["threads"])
-
-
-def resumed_options(saved, given):
-    """The options of a resumed run: the saved ones, those that are free replaced by given ones.
-
-    given: only what stands on the command line. Raises ValueError with the list of differences
-    where another would alter the result.
-    """
-    differences = [
-        f"  --{name.replace('_', '-')}: {saved[name]} in the run, {value} now"
-        for name, value in given.items()
-        if name not in FREE and _plain(value) != _plain(saved[name])
-    ]
-    if differences:
-        raise ValueError(
-            "--resume: these options alter the result; leave them out to go on, or start a new "
-            "run in another --out:\n" + "\n".join(differences)
-        )
-    of_this_call = {"resume": False, "tensorboard": False, "plot": False}
-    free = {name: value for name, value in given.items() if name in FREE}
-    return {**saved, **of_this_call, **free}
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
 
 
 def data_digest(*parts):

@@ -1,0 +1,47 @@
+"""What the READMEs say of the code: the map of rooms, names of options, links."""
+
+import re
+
+import pytest
+
+from conftest import ROOT
+from options import OPTIONS
+
+READMES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("[!.]*/README.md")])
+FLAGS = {row.flag for row in OPTIONS} | {"--help", "--inplace", "--only"}
+GONE = {"--tensorboard"}  # which the changelog names
+MOST_LINES = 250
+
+
+def test_the_map_names_every_module_and_folder():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    named = set(re.findall(r"`([\w./-]+)`", rows))
+    rooms = [path.parent.name for path in ROOT.glob("*/__init__.py")]
+    modules = {path.name for path in ROOT.glob("*.py")}
+    for room in rooms:
+        modules |= {p.stem for p in (ROOT / room).glob("*.py") if p.stem != "__init__"}
+    folders = {f"{room}/" for room in [*rooms, "det_json", "models", "results", "test"]}
+    assert not modules - named, "not on the map"
+    assert not folders - named, "not on the map"
+    files = {name for name in named if name.endswith(".py") and "/" not in name}
+    assert files <= {path.name for path in ROOT.glob("*.py")}, "on the map alone"
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_options_in_a_readme_exist(path):
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
+    allowed = FLAGS | (GONE if path.name == "CHANGELOG.md" else set())
+    assert named <= allowed
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        assert (path.parent / target).exists(), target
