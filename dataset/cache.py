@@ -1,28 +1,26 @@
-"""Decode the images of a split once: into RAM while it is large enough, else into a cache file.
+"""Decode the images of a split once: into RAM while it is large enough, else into a cache on disk.
 
-A cache file is for one list of images, detections and labels and for one size. It is believed only
-if size and time of every file it was made from are as they were, and is never changed: a new one
-is written beside it and takes its name. In bytes:
+A cache is a pair of files for one list of images, detections and labels and for one size:
 
-    preamble   magic, length and digest of the header
-    4096 ...   pixels (I, 3, image_size, image_size) uint8
-    then       header, JSON: fingerprint, sizes, hashes, boxes, unknown labels
+    NAME.npy     pixels (I, 3, image_size, image_size) uint8 as numpy maps them; after them, where
+                 numpy does not look, the digest of the JSON file
+    NAME.json    what the pixels were made from, and sizes, hashes, boxes and unknown labels
 
-The header comes last, since it is known only when all images are decoded.
+It is believed only if the digest fits, so that both are of one writing, and if size and time of
+every file it was made from are as they were. A cache is never changed: a new pair takes its names.
 """
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
-import secrets
-import struct
 import sys
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -35,23 +33,16 @@ from backbones import preprocess
 from dataset import images
 from det_formats.det_json import load_detections
 from V_Graph import detection_arrays
+from writing import written_whole
 
-# Raise it whenever `images.open_image`, `images.content_hash`, `clip.resize_and_crop` or
-# `V_Graph.detection_arrays` gives other values than before: caches made until then become stale.
-
+# Raise it whenever `images.open_image`, `images.content_hash`, `preprocess.resize_and_crop` or
+# `V_Graph.detection_arrays` gives other values than before, or the JSON file gets other fields:
+# caches made until then become stale.
 PREPROCESSING = 1
 
+LEFTOVER_AGE = 24 * 60 * 60  # seconds after which an unfinished file is of a killed process
 
-_MAGIC = b"FG-CROSS cache 1"  # raise the number when the layout of the file changes
-
-
-_PREAMBLE = struct.Struct("<16sQ16s")
-
-
-_START = 4096  # a whole page, so that the pixels are aligned
-
-
-_REMEDY = "name another folder with --cache-dir, or keep the images in RAM with a larger --cache-gb"
+REMEDY = "name another folder with --cache-dir, or keep the images in RAM with a larger --cache-gb"
 
 
 class Decoded(NamedTuple):
@@ -61,7 +52,7 @@ class Decoded(NamedTuple):
     sizes: list  # (width, height) of the original image in pixels; None where unreadable
     hashes: list  # `images.content_hash` of the original image; None where unreadable
     problems: list  # what is wrong with missing and unreadable images
-    boxes: list  # (slots, boxes) of each image, as `V_Graph.detection_arrays`
+    boxes: list  # (class ids, boxes) of each image, as `V_Graph.detection_arrays`
 
 
 def default_cache_dir():
@@ -82,100 +73,239 @@ def read_images(paths, detections, image_size, label_map, cache_gb, cache_dir=No
     """
     shape = (len(paths), 3, image_size, image_size)
     if math.prod(shape) <= cache_gb * 2**30:
-        boxes, _ = _read_boxes(detections, label_map)
-        pixels = torch.zeros(shape, dtype=torch.uint8)
-        return Decoded(pixels, *_decode(paths, image_size, pixels.__setitem__), boxes)
-    path = _cache_file(paths, detections, image_size, label_map, cache_dir or default_cache_dir())
+        return _read_into_memory(paths, detections, shape, label_map)
+    folder = cache_dir or default_cache_dir()
+    pixel_file = _pixel_file(paths, detections, image_size, label_map, folder)
     # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
     fingerprint = _fingerprint([*paths, *detections])
-    if os.path.exists(path):
+    if pixel_file.exists():
         try:
-            return _open(path, shape, fingerprint, label_map)
+            return _open(pixel_file, shape, fingerprint, label_map)
         except ValueError as error:
             print(f"{error}; it is rebuilt")
-    decoded = _build(path, paths, shape, fingerprint, *_read_boxes(detections, label_map))
-    if decoded.problems:
-        return decoded
-    try:
-        return _open(path, shape, fingerprint, label_map)
-    except ValueError as error:
-        raise ValueError(f"{error}, and another process holds it; {_REMEDY}") from None
+    return _build(pixel_file, paths, detections, shape, fingerprint, label_map)
 
 
 # ------------------------------------------------------------------ what a cache is made from
 
 
 def _digest(content):
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _cache_file(paths, detections, image_size, label_map, folder):
-    """Where the cache of just these images, detections and labels lies."""
+def _pixel_file(paths, detections, image_size, label_map, folder):
+    """Where the pixels of just these images, detections and labels lie."""
     names = [path and os.path.abspath(path) for path in [*paths, *detections]]
-    key = _digest(json.dumps([names, label_map.lines]).encode()).hex()
-    return Path(folder).absolute() / f"{len(paths)}-images-{image_size}px-{key}.cache"
+    key = _digest(json.dumps([names, label_map.lines]).encode())
+    return Path(folder).absolute() / f"{len(paths)}-images-{image_size}px-{key}.npy"
 
 
 def _fingerprint(paths):
     """A digest of size and time of every file, and of what turns them into pixels."""
+    versions = [PREPROCESSING, PIL.__version__, torchvision.__version__]
+    return _digest(json.dumps([versions, [_size_and_time(path) for path in paths]]).encode())
 
-    def stat(path):
-        try:
-            found = os.stat(path)
-        except (TypeError, OSError):  # no detections, or a missing file, which is reported later
-            return None
-        return found.st_size, found.st_mtime_ns
 
-    versions = PREPROCESSING, PIL.__version__, torchvision.__version__
-    return _digest(json.dumps([versions, [stat(path) for path in paths]]).encode()).hex()
+def _size_and_time(path):
+    """None for an image without detections and for a missing file, which is reported later."""
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _read_boxes(files, label_map):
-    """(slots, boxes) of each detection file, and the labels that took the slot "other"."""
-    boxes, unknown = [], set()
+    """(class ids, boxes) of each detection file, and the labels that became "other"."""
+    other = len(label_map) - 1
+    boxes = []
+    unknown = set()
     for file in files:
         found = [] if file is None else load_detections(file)
         boxes.append(detection_arrays(found, label_map))
-        unknown |= {
-            d["label"] for d in found if label_map.class_id(d["label"]) == len(label_map) - 1
-        }
+        labels = {detection["label"] for detection in found}
+        unknown |= {label for label in labels if label_map.class_id(label) == other}
     return boxes, sorted(unknown)
 
 
-def _decode(paths, image_size, keep):
-    """Decode all images and call keep(i, pixels) for each; returns sizes, hashes and problems."""
+# ------------------------------------------------------------------ decoding
+
+
+class _Image(NamedTuple):
+    """A decoded image, or what is wrong with it."""
+
+    pixels: object = None  # (3, image_size, image_size) uint8, contiguous
+    size: tuple | None = None
+    content_hash: str | None = None
+    problem: str | None = None
+
+
+def _decode_one(path, transform):
+    try:
+        image = images.open_image(path)
+    except ValueError as error:
+        return _Image(problem=str(error))
+    pixels = np.asarray(transform(image)).transpose(2, 0, 1)  # (3, image_size, image_size)
+    return _Image(np.ascontiguousarray(pixels), image.size, images.content_hash(image))
+
+
+def _decode(paths, image_size):
+    """Yield an _Image for each path, in order; several are decoded at once, but few wait."""
     transform = preprocess.resize_and_crop(image_size)
-
-    def read(i):
-        try:
-            image = images.open_image(paths[i])
-        except ValueError as error:
-            return None, None, str(error)
-        array = np.array(transform(image))  # (image_size, image_size, 3)
-        keep(i, torch.from_numpy(array).permute(2, 0, 1))
-        return image.size, images.content_hash(image), None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read_all, few = pool.map(read, range(len(paths))), len(paths) < 100
-        bar = tqdm(read_all, "images", len(paths), leave=False, unit="image", disable=few)
-        found = list(bar)
-    problems = [problem for _, _, problem in found if problem]
-    return [size for size, _, _ in found], [digest for _, digest, _ in found], problems
+    threads = os.cpu_count() or 1
+    waiting = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for path in paths:
+            waiting.append(pool.submit(_decode_one, path, transform))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-# ------------------------------------------------------------------ the file
+def _decode_all(paths, image_size, keep):
+    """Decode all images; keep(i, pixels) takes the readable ones, in order.
+
+    Returns sizes, hashes and problems as in Decoded.
+    """
+    sizes = []
+    hashes = []
+    problems = []
+    few = len(paths) < 100
+    decoded = tqdm(
+        _decode(paths, image_size),
+        desc="images",
+        total=len(paths),
+        leave=False,
+        unit="image",
+        disable=few,
+    )
+    for i, image in enumerate(decoded):
+        sizes.append(image.size)
+        hashes.append(image.content_hash)
+        if image.problem:
+            problems.append(image.problem)
+        else:
+            keep(i, image.pixels)
+    return sizes, hashes, problems
+
+
+def _read_into_memory(paths, detections, shape, label_map):
+    """A Decoded whose pixels are a tensor."""
+    boxes, _ = _read_boxes(detections, label_map)
+    pixels = torch.zeros(shape, dtype=torch.uint8)
+
+    def keep(i, row):
+        pixels[i] = torch.from_numpy(row)
+
+    sizes, hashes, problems = _decode_all(paths, shape[-1], keep)
+    return Decoded(pixels, sizes, hashes, problems, boxes)
+
+
+# ------------------------------------------------------------------ writing a pair
+
+
+class _UnreadableImages(Exception):
+    """Ends the writing of a cache, so that no file of it is left."""
+
+
+def _build(pixel_file, paths, detections, shape, fingerprint, label_map):
+    """Write a new pair and open it; where images are unreadable a Decoded without pixels."""
+    boxes, unknown = _read_boxes(detections, label_map)
+    _remove_leftovers(pixel_file)
+    try:
+        decoded = _write_pair(pixel_file, paths, shape, fingerprint, boxes, unknown)
+    except OSError as error:
+        # Windows refuses where a faster process has its own pair in use, which is as good.
+        with contextlib.suppress(ValueError):
+            return _open(pixel_file, shape, fingerprint, label_map)
+        size = f"{math.prod(shape) / 2**30:.2g} GiB"
+        raise ValueError(
+            f"{pixel_file.parent}: no cache of {size} there ({error}); {REMEDY}"
+        ) from None
+    if decoded.problems:
+        return decoded
+    try:
+        return _open(pixel_file, shape, fingerprint, label_map)
+    except ValueError as error:
+        raise ValueError(f"{error}, and another process writes it; {REMEDY}") from None
+
+
+def _remove_leftovers(pixel_file):
+    """Remove what killed processes have left of earlier attempts: it may be large."""
+    for path in pixel_file.parent.glob(f"{pixel_file.stem}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                path.unlink()
+
+
+def _write_pair(pixel_file, paths, shape, fingerprint, boxes, unknown):
+    """Write both files, unless images are unreadable; returns a Decoded without pixels.
+
+    A process that is killed between the two leaves pixels whose digest fits no header.
+    """
+    try:
+        with written_whole(pixel_file) as temporary, open(temporary, "xb") as file:
+            file.write(_array_header(shape))
+
+            def keep(i, row):
+                file.write(row)  # into no map: on a full disk that would kill the process
+
+            sizes, hashes, problems = _decode_all(paths, shape[-1], keep)
+            if problems:
+                raise _UnreadableImages
+            header = _header(fingerprint, sizes, hashes, boxes, unknown)
+            file.write(_digest(header).encode())
+    except _UnreadableImages:
+        pass
+    else:
+        with written_whole(_header_file(pixel_file)) as temporary:
+            temporary.write_bytes(header)
+    no_pixels = torch.empty(0, *shape[1:], dtype=torch.uint8)
+    return Decoded(no_pixels, sizes, hashes, problems, boxes)
+
+
+def _array_header(shape):
+    """The bytes that a .npy file of such pixels begins with."""
+    file = io.BytesIO()
+    entries = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, entries)
+    return file.getvalue()
+
+
+def _header_file(pixel_file):
+    return pixel_file.with_suffix(".json")
+
+
+def _header(fingerprint, sizes, hashes, boxes, unknown):
+    """The bytes of the JSON file; equal for equal images, whoever writes it."""
+    header = {
+        "fingerprint": fingerprint,
+        "sizes": sizes,
+        "hashes": hashes,
+        "boxes": [(class_ids.tolist(), rows.tolist()) for class_ids, rows in boxes],
+        "unknown": unknown,
+    }
+    return json.dumps(header).encode()
+
+
+# ------------------------------------------------------------------ reading a pair
 
 
 class MappedPixels:
-    """Pixels (I, 3, image_size, image_size) uint8 in a cache file; an item is read when asked for.
+    """Pixels (I, 3, image_size, image_size) uint8 in a file; an item is read when asked for.
 
     Pickled, it is the file's name: loader processes map the file anew, or raise ValueError where
     it is not the same any more.
     """
 
     def __init__(self, path, array, digest):
-        self.path, self.shape = path, array.shape
-        self._array, self._digest = array, digest
+        self.path = path
+        self.shape = array.shape
+        self.digest = digest  # of the JSON file that belongs to the pixels
+        self._array = array
 
     def __len__(self):
         return len(self._array)
@@ -184,99 +314,57 @@ class MappedPixels:
         return torch.from_numpy(np.array(self._array[i]))  # a copy: the map is read-only
 
     def __reduce__(self):
-        return _map_again, (self.path, self.shape, self._digest)
+        return _map_again, (self.path, self.shape, self.digest)
 
 
 def _map_again(path, shape, digest):
     with contextlib.suppress(ValueError):
-        pixels, _ = _map(path, shape)
-        if pixels._digest == digest:
+        pixels = _map(path, shape)
+        if pixels.digest == digest:
             return pixels
     raise ValueError(f"{path}: removed or rebuilt while it was in use; start again")
 
 
 def _map(path, shape):
-    """MappedPixels and header of a file; ValueError says what is wrong with the file."""
-    end = _START + math.prod(shape)
+    """MappedPixels of a file; ValueError says what is wrong with the file."""
+    array_header = _array_header(shape)
+    end = len(array_header) + math.prod(shape)
     try:
         with open(path, "rb") as file:  # once: another process may replace the file meanwhile
-            head = file.read(_PREAMBLE.size)
-            if not head.startswith(_MAGIC[: len(head)]):
-                raise ValueError(f"{path}: foreign (not a cache file of this version)")
-            _, length, digest = _PREAMBLE.unpack(head.ljust(_PREAMBLE.size, b"\0"))
-            if os.fstat(file.fileno()).st_size != end + length:
+            found = file.read(len(array_header))
+            if not array_header.startswith(found):
+                raise ValueError(f"{path}: foreign (no array of {shape} bytes)")
+            if os.fstat(file.fileno()).st_size != end + len(_digest(b"")):
                 raise ValueError(f"{path}: truncated (not as long as it was written)")
+            array = np.memmap(file, np.uint8, "r", len(array_header), shape)
             file.seek(end)
-            header = file.read()
-            if _digest(header) != digest:
-                raise ValueError(f"{path}: foreign (its header is not the one that was written)")
-            array = np.memmap(file, np.uint8, "r", _START, shape)
+            digest = file.read().decode("ascii", errors="replace")
     except OSError as error:
         raise ValueError(f"{path}: not readable ({error.strerror})") from None
-    return MappedPixels(path, array, digest), json.loads(header)
+    return MappedPixels(path, array, digest)
 
 
-def _open(path, shape, fingerprint, label_map):
-    """A Decoded from a cache file; ValueError says why the file cannot be used."""
-    pixels, header = _map(path, shape)
+def _open(pixel_file, shape, fingerprint, label_map):
+    """A Decoded from a pair of files; ValueError says why the pair cannot be used."""
+    pixels = _map(pixel_file, shape)
+    header = _read_header(_header_file(pixel_file), pixels.digest)
     if header["fingerprint"] != fingerprint:
-        raise ValueError(f"{path}: stale (images, detections or versions have changed)")
+        raise ValueError(f"{pixel_file}: stale (images, detections or versions have changed)")
     for label in header["unknown"]:
         label_map.class_id(label)  # warns, as reading the detections does
-    boxes = [
-        (np.array(class_ids, dtype=int), np.array(rows, dtype=float).reshape(-1, 6))
-        for class_ids, rows in header["boxes"]
-    ]
-    return Decoded(pixels, [tuple(size) for size in header["sizes"]], header["hashes"], [], boxes)
+    boxes = []
+    for class_ids, rows in header["boxes"]:
+        boxes.append((np.array(class_ids, dtype=int), np.array(rows, dtype=float).reshape(-1, 6)))
+    sizes = [tuple(size) for size in header["sizes"]]
+    return Decoded(pixels, sizes, header["hashes"], [], boxes)
 
 
-def _build(path, paths, shape, fingerprint, boxes, unknown):
-    """Put a new file at `path`, unless images are unreadable; returns a Decoded without pixels."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+def _read_header(path, digest):
+    """The content of a JSON file that has this digest; ValueError says what is wrong with it."""
     try:
-        for leftover in path.parent.glob(f"{path.name}.*"):  # of a process that was killed
-            if time.time() - leftover.stat().st_mtime > 86400:
-                leftover.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            found = _decode(paths, shape[-1], _row_writer(file))
-            decoded = Decoded(torch.empty(0, *shape[1:], dtype=torch.uint8), *found, boxes)
-            if decoded.problems:
-                return decoded
-            _finish(file, decoded, shape, fingerprint, unknown)
-        # Windows refuses where a faster process has its own file in use, which then is as good.
-        with contextlib.suppress(PermissionError):
-            os.replace(temporary, path)
-        return decoded
+        content = path.read_bytes()
     except OSError as error:
-        size = f"{math.prod(shape) / 2**30:.2g} GiB"
-        raise ValueError(f"{path.parent}: no cache of {size} there ({error}); {_REMEDY}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _row_writer(file):
-    """A keep(i, pixels) for `_decode` that writes them to their place in the file."""
-    lock = Lock()  # no map, since writing to one on a full disk kills the process
-
-    def keep(i, pixels):
-        row = pixels.contiguous().numpy()
-        with lock:
-            file.seek(_START + i * row.nbytes)
-            file.write(row)
-
-    return keep
-
-
-def _finish(file, decoded, shape, fingerprint, unknown):
-    """Write header and preamble, and see all of it on the disk."""
-    header = {"fingerprint": fingerprint, "sizes": decoded.sizes, "hashes": decoded.hashes}
-    boxes = [(class_ids.tolist(), rows.tolist()) for class_ids, rows in decoded.boxes]
-    content = json.dumps({**header, "boxes": boxes, "unknown": unknown}).encode()
-    file.seek(_START + math.prod(shape))
-    file.write(content)
-    file.seek(0)
-    file.write(_PREAMBLE.pack(_MAGIC, len(content), _digest(content)))
-    file.flush()
-    os.fsync(file.fileno())
+        raise ValueError(f"{path}: not readable ({error.strerror})") from None
+    if _digest(content) != digest:
+        raise ValueError(f"{path}: foreign (not written together with the pixels beside it)")
+    return json.loads(content)

@@ -1,4 +1,4 @@
-"""Image files: find them and their detections, open them safely, draw object graphs over them."""
+"""Image files: find them and their detections, open them safely, tell them by their content."""
 
 import hashlib
 import os
@@ -20,12 +20,14 @@ def is_image(path):
 
 def index_images(root):
     """Image files below a folder, links followed, each folder once: {stem: [relative paths]}."""
-    index, seen = defaultdict(list), set()
+    index = defaultdict(list)
+    seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in seen:  # a link to a folder above it, or to one beside it
+        real_folder = os.path.realpath(folder)
+        if real_folder in seen:  # a link to a folder above it, or to one beside it
             folders.clear()
             continue
-        seen.add(os.path.realpath(folder))
+        seen.add(real_folder)
         for name in sorted(files):
             if is_image(name):
                 path = (Path(folder) / name).relative_to(root).as_posix()
@@ -45,12 +47,12 @@ def find_image(name, index, root):
     A bare name is found by its stem, a name with folders by its path, extensions aside. Raises
     ValueError where none fits, and where two do, naming both.
     """
-    tail = without_suffix(name).parts
-    fits = [
-        path
-        for path in index.get(tail[-1], [])
-        if PurePosixPath(path).with_suffix("").parts[-len(tail) :] == tail
-    ]
+    wanted = without_suffix(name).parts
+    fits = []
+    for path in index.get(wanted[-1], []):
+        parts = PurePosixPath(path).with_suffix("").parts
+        if parts[-len(wanted) :] == wanted:
+            fits.append(path)
     if len(fits) > 1:
         raise ValueError(f"{root}: '{name}' fits {fits[0]} and {fits[1]}; name it with its folder")
     if not fits:
@@ -61,32 +63,67 @@ def find_image(name, index, root):
 def match_detections(images, folder):
     """Find each image's detection file: {image path: Path or None}.
 
-    images: all images of the data set, paths with `/`. `a/b.tif` has `a/b.json`; failing that, the
-    longest remaining path counts, down to the bare stem, after taking off leading folders, if one
-    image and one file alone end in it. Raises ValueError where they do not, so that no image gets
-    another's graph.
+    images: all images of the data set, paths with `/`; folder: its `*.json` files, any depth. Paths
+    are compared without extension. An image `a/b.tif` has the file `a/b.json`. Failing that,
+    leading folders are taken off the image's path, and the longest remaining path that is a file
+    counts, down to the bare stem; but not a file that is another image's whole path. An example:
+
+        images              files               found
+        train/sea/1.tif     sea/1.json          sea/1.json, after "train/" is taken off
+        train/2.tif         2.json              2.json, after "train/" is taken off
+        3.tif               3.json              3.json
+        train/3.tif                             None: 3.json is the file of 3.tif
+
+    Raises ValueError, so that no image gets another's graph, where two images without extension
+    are the same path and have a file, and where a shortened path is not certain: two images, or two
+    files, end in it.
     """
     folder = Path(folder)
-    files = {p.relative_to(folder).as_posix()[:-5] for p in sorted(folder.rglob("*.json"))}
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.json")]
+    files = {path.removesuffix(".json") for path in paths}
     stems = {image: PurePosixPath(image).with_suffix("").as_posix() for image in images}
-    owners = {}
-    for image, stem in stems.items():
-        if owners.setdefault(stem, image) != image and stem in files:
-            raise ValueError(f"{folder / stem}.json fits {owners[stem]} and {image}; rename one")
-    exact = files & set(owners)
-    images_by_tail, files_by_tail = _by_tail(stems.values()), _by_tail(files)
+    _require_one_image_per_file(stems, files, folder)
+    whole_paths = files & set(stems.values())
+    images_ending_in = _by_tail(stems.values())
+    files_ending_in = _by_tail(files)
     found = {}
     for image, stem in stems.items():
-        fits = (t for t in _tails(stem) if t in files and (t == stem or t not in exact))
-        tail = next(fits, None)
-        found[image] = None if tail is None else folder / f"{tail}.json"
-        for claims in (images_by_tail, files_by_tail):
-            if tail not in (None, stem) and len(claims[tail]) > 1:
-                raise ValueError(
-                    f"{folder / tail}.json for {image} is not certain, as {claims[tail][0]} and "
-                    f"{claims[tail][1]} end alike; put detections into folders like the images'"
-                )
+        tail = _longest_tail(stem, files, whole_paths)
+        if tail is None:
+            found[image] = None
+            continue
+        if tail != stem:
+            _require_certain(image, folder / f"{tail}.json", images_ending_in[tail])
+            _require_certain(image, folder / f"{tail}.json", files_ending_in[tail])
+        found[image] = folder / f"{tail}.json"
     return found
+
+
+def _require_one_image_per_file(stems, files, folder):
+    """Raise ValueError where two images, as port.tif and port.png, have one whole path."""
+    first_of = {}
+    for image, stem in stems.items():
+        first = first_of.setdefault(stem, image)
+        if first != image and stem in files:
+            raise ValueError(f"{folder / stem}.json fits {first} and {image}; rename one")
+
+
+def _longest_tail(stem, files, whole_paths):
+    """The longest tail of an image's path that is a file and not another image's own; or None."""
+    for tail in _tails(stem):
+        is_own = tail == stem
+        if tail in files and (is_own or tail not in whole_paths):
+            return tail
+    return None
+
+
+def _require_certain(image, file, candidates):
+    """Raise ValueError where several paths end in the shortened path that a file was found by."""
+    if len(candidates) > 1:
+        raise ValueError(
+            f"{file} for {image} is not certain, as {candidates[0]} and {candidates[1]} end alike; "
+            "put detections into folders like the images'"
+        )
 
 
 def _tails(path):
@@ -96,11 +133,12 @@ def _tails(path):
 
 
 def _by_tail(paths):
-    claims = defaultdict(list)
+    """For every tail the paths that end in it, sorted: {"1": ["a/1", "b/1"], "a/1": ["a/1"]}."""
+    found = defaultdict(list)
     for path in sorted(paths):
         for tail in _tails(path):
-            claims[tail].append(path)
-    return claims
+            found[tail].append(path)
+    return found
 
 
 def open_image(path):
@@ -125,7 +163,8 @@ def jpeg_fault(content):
     """What is wrong with the end of a JPEG file's bytes; None for others and where all is well."""
     if not content.startswith(b"\xff\xd8") or content.endswith(b"\xff\xd9"):
         return None
-    end, last_scan = content.rfind(b"\xff\xd9"), content.rfind(b"\xff\xda")
+    end = content.rfind(b"\xff\xd9")
+    last_scan = content.rfind(b"\xff\xda")
     if end <= last_scan:  # pixels follow, among which this marker never stands by chance
         return "no end-of-image marker"
     return f"{len(content) - end - 2} bytes after the end-of-image marker"
@@ -133,4 +172,5 @@ def jpeg_fault(content):
 
 def content_hash(image):
     """A digest of a PIL image's size and pixels: equal for the same picture in another file."""
-    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+    content = repr(image.size).encode() + image.tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
