@@ -183,7 +183,14 @@ def load_images(paths, names, det_json, checkpoint):
     detections = [found.get(name) for name in names]
     published = checkpoint["options"]["graph"] == "published"
     max_objects = checkpoint["options"]["max_objects"]
-    images = ImageSet(paths, detections, image_size, label_map, max_objects, published=published)
+    images = ImageSet(
+        paths,
+        detections,
+        image_size=image_size,
+        label_map=label_map,
+        max_objects=max_objects,
+        published=published,
+    )
     require_readable(images)
     print(images.counts())
     return images

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 import simple_tokenizer
@@ -39,6 +40,7 @@ class ImageSet(Dataset):
         self,
         paths,
         detections,
+        *,
         image_size,
         label_map,
         max_objects,
@@ -48,56 +50,68 @@ class ImageSet(Dataset):
         edges=True,
         published=False,
     ):
-        self.paths, self.image_size, self.label_map = (
-            [Path(p) for p in paths],
-            image_size,
-            label_map,
-        )
-        self.max_objects, self.edges, self.published = max_objects, edges, published
+        self.paths = [Path(path) for path in paths]
+        self.image_size = image_size
+        self.label_map = label_map
+        self.max_objects = max_objects
+        self.edges = edges
+        self.published = published
         self.features = None
         decoded = read_images(self.paths, detections, image_size, label_map, cache_gb, cache_dir)
-        self.pixels, self.sizes, self.boxes = decoded.pixels, decoded.sizes, decoded.boxes
-        self.hashes, self.problems = decoded.hashes, decoded.problems
+        self.pixels = decoded.pixels
+        self.sizes = decoded.sizes
+        self.boxes = decoded.boxes
+        self.hashes = decoded.hashes
+        self.problems = decoded.problems
         self.source = np.arange(len(paths))  # whose graph an image gets
         if exchange is not None:  # a cycle through all images, so that none keeps its own
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
         self.missing = sum(file is None for file in detections)
-        if published:
-            self.dropped = sum(
-                int((class_ids >= len(label_map) - 1).sum()) for class_ids, _ in self.boxes
-            )
-        else:
-            self.dropped = sum(max(0, len(class_ids) - max_objects) for class_ids, _ in self.boxes)
+        self.dropped = sum(self._dropped(class_ids) for class_ids, _ in self.boxes)
+
+    def _dropped(self, class_ids):
+        """How many objects of an image its graph leaves out."""
+        if self.published:
+            other = len(self.label_map) - 1
+            return int((class_ids >= other).sum())
+        return max(0, len(class_ids) - self.max_objects)
 
     def __len__(self):
         return len(self.paths)
 
+    def __getitem__(self, i):
+        return self.item(i)
+
     def item(self, i, affine=None, graph=True):
         """Item i, its detections moved by `affine` (2, 3), or without its graph."""
-        source = self.source[i]
-        size, (class_ids, boxes) = self.sizes[source], self.boxes[source]
-        if not graph:
-            class_ids, boxes = class_ids[:0], boxes[:0]
-        if affine is not None:
-            class_ids, boxes, size = move_boxes(class_ids, boxes, size, affine)
-        if self.published:
-            arrays = published_arrays(class_ids, boxes)
-        else:
-            arrays = arrays_from_boxes(
-                class_ids, boxes, size, self.max_objects, len(self.label_map)
-            )
-        has = {"image": self.pixels} if self.features is None else {"image_features": self.features}
-        return {
-            **{name: values[i] for name, values in has.items()},
+        arrays = self._graph_arrays(self.source[i], affine, graph)
+        item = {
             "nodes": torch.from_numpy(arrays.nodes),
-            "adjacency": torch.from_numpy(arrays.adjacency if self.edges else 0 * arrays.adjacency),
+            "adjacency": torch.from_numpy(arrays.adjacency),
             "mask": torch.from_numpy(arrays.mask),
             "index": i,
         }
+        if not self.edges:
+            item["adjacency"] = torch.zeros_like(item["adjacency"])
+        if self.features is None:
+            item["image"] = self.pixels[i]
+        else:
+            item["image_features"] = self.features[i]
+        return item
 
-    def __getitem__(self, i):
-        return self.item(i)
+    def _graph_arrays(self, source, affine, graph):
+        """The graph of image number `source`: nodes, adjacency and mask."""
+        size = self.sizes[source]
+        class_ids, boxes = self.boxes[source]
+        if not graph:
+            class_ids = class_ids[:0]
+            boxes = boxes[:0]
+        if affine is not None:
+            class_ids, boxes, size = move_boxes(class_ids, boxes, size, affine)
+        if self.published:
+            return published_arrays(class_ids, boxes)
+        return arrays_from_boxes(class_ids, boxes, size, self.max_objects, len(self.label_map))
 
     def batches(self, batch_size, workers=0, pin_memory=False):
         """The images in order, in batches of stacked items."""
@@ -116,6 +130,9 @@ class ImageSet(Dataset):
             f"{self.missing} of {len(self)} images without a detection file, "
             f"{self.dropped} objects {kind} dropped"
         )
+
+
+# ------------------------------------------------------------------ loader processes
 
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -170,18 +187,21 @@ class TrainingSet(Dataset):
     tower, set, they add the caption's row.
     """
 
-    def __init__(self, image_set, records, model_config, augment, drop_graphs, seed):
-        self.image_set, self.augment, self.seed = image_set, augment, seed
-        self.image_size, self.drop_graphs = model_config["image_size"], drop_graphs
+    def __init__(self, image_set, records, *, model_config, augment, drop_graphs, seed):
+        self.image_set = image_set
+        self.image_size = model_config["image_size"]
+        self.augment = augment
+        self.drop_graphs = drop_graphs
+        self.seed = seed
         self.captions = [caption for record in records for caption in record.captions]
+        self.tokens = simple_tokenizer.tokenize(
+            self.captions, model_config["text"]["context_length"]
+        )  # (captions, context_length)
+        self.text_ids = _text_ids(self.captions)  # (captions)
         self.text_features = None
-        self.first = np.cumsum([0] + [len(record.captions) for record in records])
-        self.used = np.flatnonzero(np.diff(self.first))
-        length = model_config["text"]["context_length"]
-        self.tokens = simple_tokenizer.tokenize(self.captions, length)  # (captions, length)
-        forms = {}
-        ids = [forms.setdefault(normal_form(caption), len(forms)) for caption in self.captions]
-        self.text_ids = torch.tensor(ids)
+        counts = [len(record.captions) for record in records]
+        self.first = np.cumsum([0, *counts])  # where an image's captions begin
+        self.used = np.flatnonzero(counts)  # the images that have captions
 
     def __len__(self):
         return len(self.used)
@@ -189,11 +209,13 @@ class TrainingSet(Dataset):
     def __getitem__(self, key):
         epoch, i = key
         rng = np.random.default_rng((self.seed, epoch, i))
-        own = range(self.first[i], self.first[i + 1])
-        caption = own[int(rng.integers(len(own)))]
+        first = int(self.first[i])
+        after = int(self.first[i + 1])
+        caption = first + int(rng.integers(after - first))
         graph = rng.random() >= self.drop_graphs
-        moves = set(self.augment) & {"crop", "flip", "turn"}
-        affine = draw_affine(rng, self.augment) if moves else None
+        affine = None
+        if set(self.augment) & {"crop", "flip", "turn"}:
+            affine = draw_affine(rng, self.augment)
         item = self.image_set.item(i, affine, graph)
         if affine is not None:
             item["affine"] = torch.from_numpy(affine).float()
@@ -203,12 +225,10 @@ class TrainingSet(Dataset):
             item["hole"] = torch.from_numpy(draw_hole(rng)).float()
         if self.text_features is not None:
             item["text_features"] = self.text_features[caption]
-        return {
-            **item,
-            "text": self.tokens[caption],
-            "text_id": self.text_ids[caption],
-            "caption_ids": self.text_ids[own.start : own.stop],
-        }
+        item["text"] = self.tokens[caption]
+        item["text_id"] = self.text_ids[caption]
+        item["caption_ids"] = self.text_ids[first:after]
+        return item
 
     def batches(self, epoch, batch_size, workers=0, pin_memory=False, start=0):
         """The epoch's batches from number `start` on, images shuffled by (seed, epoch).
@@ -229,19 +249,33 @@ class TrainingSet(Dataset):
         )
 
 
+def _text_ids(captions):
+    """A number for each caption, the same for captions that count as the same: (captions)."""
+    id_of_form = {}
+    ids = []
+    for caption in captions:
+        form = normal_form(caption)
+        id_of_form.setdefault(form, len(id_of_form))
+        ids.append(id_of_form[form])
+    return torch.tensor(ids)
+
+
 def collate(items):
     """Stack items; texts are cut after the longest, caption ids padded with -1 to (B, C)."""
-    special = ("index", "text", "caption_ids")
-    stacked = [key for key in items[0] if key not in special]
-    batch = {key: torch.stack([item[key] for item in items]) for key in stacked}
-    batch["index"] = torch.tensor([item["index"] for item in items])
-    batch["text"] = trim(torch.stack([item["text"] for item in items]))
-    batch["caption_ids"] = torch.nn.utils.rnn.pad_sequence(
-        [item["caption_ids"] for item in items], batch_first=True, padding_value=-1
-    )
+    batch = {}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        if key == "index":
+            batch[key] = torch.tensor(values)
+        elif key == "caption_ids":
+            batch[key] = pad_sequence(values, batch_first=True, padding_value=-1)
+        else:
+            batch[key] = torch.stack(values)
+    batch["text"] = trim(batch["text"])
     return batch
 
 
 def trim(tokens):
     """Token ids (B, L) cut after the last end token of the batch: what follows changes nothing."""
-    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+    last_end = int(tokens.argmax(dim=1).max())  # the end token has the highest id
+    return tokens[:, : last_end + 1]

@@ -79,8 +79,14 @@ def trained(five, tiny_model, tiny_model_config):
         settings = parse(["--dataset", "five", "--data-root", str(five), "--precision", "fp32"])[0]
         data = RetrievalData(settings, *sources(settings))
         images = data.image_set("train", tiny_model_config["image_size"], read_label_map())
-        how = tiny_model_config, [], 0, 0
-        train_set = TrainingSet(images, data.records("train"), *how)
+        train_set = TrainingSet(
+            images,
+            data.records("train"),
+            model_config=tiny_model_config,
+            augment=[],
+            drop_graphs=0,
+            seed=0,
+        )
         learner = make_learner(tiny_model().train(), settings, 8)._replace(**changes)
         for epoch in range(steps):
             for batch in train_set.batches(epoch, 5):

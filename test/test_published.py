@@ -179,7 +179,14 @@ def test_matrices_of_an_image_set_are_those_of_its_files(tmp_path):
     files = [PUBLISHED / f"det_{i}.json" for i in range(8)]
     image = ROOT / "test" / "sample_1.png"
     with pytest.warns(UserWarning, match="unknown label"):
-        images = ImageSet([image] * 8, files, 8, LabelMap(PUBLISHED_LABELS), 20, published=True)
+        images = ImageSet(
+            [image] * 8,
+            files,
+            image_size=8,
+            label_map=LabelMap(PUBLISHED_LABELS),
+            max_objects=20,
+            published=True,
+        )
     for i, file in enumerate(files):
         item, (adjacency, degree) = images[i], build_matrices(file)
         assert np.array_equal(item["adjacency"], adjacency.astype(np.float32))

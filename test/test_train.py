@@ -77,8 +77,15 @@ def test_an_epoch_equals_a_plain_loop(run, started):
     network.load_state_dict(started)
     data = RetrievalData(options, *sources(options))
     images = data.image_set("train", saved["definition"]["image_size"], read_label_map())
-    how = saved["definition"], [], 0, options["seed"]
-    batches = TrainingSet(images, data.records("train"), *how).batches(1, 8)
+    train_set = TrainingSet(
+        images,
+        data.records("train"),
+        model_config=saved["definition"],
+        augment=[],
+        drop_graphs=0,
+        seed=options["seed"],
+    )
+    batches = train_set.batches(1, 8)
     groups = [
         {"params": [p for p in network.parameters() if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
