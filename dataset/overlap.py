@@ -4,75 +4,108 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from dataset import images
-from dataset.annotations import (
-    Record,
-    normal_form,
-)
-
-
-def _hashes(data, split):
-    """Content hashes of a split's images, None for those that cannot be read."""
-
-    def read(path):
-        try:
-            return images.content_hash(images.open_image(path))
-        except ValueError:
-            return None
-
-    paths, _, problems = data.files(split)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(read, paths)) + [None] * len(problems)
+from dataset.annotations import normal_form
 
 
 def without_test(data_sets, image_set, drop_captions):
     """Training records without what the data sets test on: (records, left out).
 
-    image_set: the joint one of "train", readable. An image is left out, its record's captions
-    empty, where its own data set's test split names it or any test split has the same pixels. With
-    `drop_captions` captions go too that stand in a test split (stripped, case folded), and images
-    that have no others. Left out is a dict of the data sets' names to lists of image names by
-    reason and the number of captions. Beside a drawn "dev", "val" counts as a test split too.
+    data_sets: of dataloader.RetrievalData; image_set: the joint one of "train", readable.
+    An image is left out, its record's captions empty, for the first of these reasons that holds:
+
+        by_name          a test split of its own data set names it
+        by_content       an image of any test split has the same pixels
+        no_caption_left  all its captions are test captions
+
+    With `drop_captions` those captions go that stand in any test split (stripped, case folded);
+    else none does. Left out is, by the name of the data set, a dict of these reasons, each with the
+    list of its images' names, and "captions", the number of captions dropped from images that stay
+    or that have none left. Beside a drawn "dev", "val" counts as a test split too (`held_out`).
     """
-    hashes, texts = set(), set()
+    test_hashes = _test_hashes(data_sets)
+    test_captions = _test_captions(data_sets) if drop_captions else set()
+    hashes = iter(image_set.hashes)
+    records = []
+    left_out = {}
     for data in data_sets:
-        for split in data.held_out:
-            found = _hashes(data, split)
-            hashes |= set(found) - {None}
-            if None in found:
-                print(
-                    f"{data.name} {split}: {found.count(None)} images not readable, so not "
-                    "compared by content with the training images"
-                )
-            if drop_captions:
-                texts |= {normal_form(t) for record in data.records(split) for t in record.captions}
-    records, left_out, of_image = [], {}, iter(image_set.hashes)
-    for data in data_sets:
-        held_out = [record for split in data.held_out for record in data.records(split)]
-        names = {images.without_suffix(record.name) for record in held_out}
+        test_names = _test_names(data)
         out = {"by_name": [], "by_content": [], "no_caption_left": [], "captions": 0}
         for record in data.records("train"):
-            content = next(of_image)
-            kept = tuple(text for text in record.captions if normal_form(text) not in texts)
-            if images.without_suffix(record.name) in names:
-                reason = "by_name"
-            elif content in hashes:
-                reason = "by_content"
+            content_hash = next(hashes)
+            kept = tuple(
+                caption for caption in record.captions if normal_form(caption) not in test_captions
+            )
+            if images.without_suffix(record.name) in test_names:
+                out["by_name"].append(record.name)
+                kept = ()
+            elif content_hash in test_hashes:
+                out["by_content"].append(record.name)
+                kept = ()
             else:
-                reason = None if kept else "no_caption_left"
                 out["captions"] += len(record.captions) - len(kept)
-            if reason:
-                out[reason].append(record.name)
-            records.append(Record(record.name, () if reason else kept))
+                if not kept:
+                    out["no_caption_left"].append(record.name)
+            records.append(record._replace(captions=kept))
         left_out[data.name] = out
         _report(data.name, out)
     return records, left_out
 
 
+def _test_names(data):
+    """The names, without extension, in the data set's test splits."""
+    return {
+        images.without_suffix(record.name)
+        for split in data.held_out
+        for record in data.records(split)
+    }
+
+
+def _test_captions(data_sets):
+    """The normal forms of all captions in test splits."""
+    return {
+        normal_form(caption)
+        for data in data_sets
+        for split in data.held_out
+        for record in data.records(split)
+        for caption in record.captions
+    }
+
+
+def _test_hashes(data_sets):
+    """Content hashes of all readable images in test splits; says how many are not readable."""
+    found = set()
+    for data in data_sets:
+        for split in data.held_out:
+            paths, _, problems = data.files(split)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                hashes = list(pool.map(_hash, paths))
+            found.update(hashes)
+            unreadable = hashes.count(None) + len(problems)
+            if unreadable:
+                print(
+                    f"{data.name} {split}: {unreadable} images not readable, so not "
+                    "compared by content with the training images"
+                )
+    return found - {None}
+
+
+def _hash(path):
+    """The content hash of an image file, None where it cannot be read."""
+    try:
+        return images.content_hash(images.open_image(path))
+    except ValueError:
+        return None
+
+
 def _report(name, out):
-    counts = {key: value if key == "captions" else len(value) for key, value in out.items()}
-    if any(counts.values()):
+    """Print what was left out of a data set's training images, if anything."""
+    by_name = len(out["by_name"])
+    by_content = len(out["by_content"])
+    no_caption_left = len(out["no_caption_left"])
+    captions = out["captions"]
+    if by_name or by_content or no_caption_left or captions:
         print(
-            f"{name}: left out of training, being in a test split: {counts['by_name']} images by "
-            f"name, {counts['by_content']} by content, {counts['captions']} captions; "
-            f"{counts['no_caption_left']} images have no caption left"
+            f"{name}: left out of training, being in a test split: {by_name} images by name, "
+            f"{by_content} by content, {captions} captions; {no_caption_left} images have no "
+            "caption left"
         )
