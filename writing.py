@@ -7,7 +7,7 @@ is killed, or a disk that is full, leaves the old file as it was.
 import os
 import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -39,7 +39,8 @@ def written_whole(path):
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder may be none: what is wrong is told above
+                temporary.unlink()
 
 
 def _flush_to_disk(path):
