@@ -16,10 +16,12 @@ quirk that the test list has a name per caption. The generator is frozen: publis
 on every draw. What is learned here holds by construction and says nothing about real images.
 """
 
+import itertools
 import json
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,7 @@ from tqdm import tqdm
 
 from dataset.shapes import GROUNDS, KINDS, SIDE, composition, draw, layout
 from options import parse_options
+from writing import written_whole
 
 VERSION = 1
 
@@ -48,6 +51,16 @@ WORDS = {  # a true relation in words, and in words with the groups exchanged
 }
 
 
+ARRANGEMENTS = {
+    "row": "in a row",
+    "packed": "packed together",
+    "scattered": "scattered about",
+}
+
+
+ROADS = (" beside a road", " along a road", " near a road")
+
+
 NUMBERS = (
     "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
@@ -57,21 +70,29 @@ NUMBERS = (
 # ------------------------------------------------------------------ sentences
 
 
+def _positions(items):
+    return np.array([(item.x, item.y) for item in items])
+
+
 def relations(a, b):
     """Which relations of WORDS hold between the items `a` and the items `b`, from positions."""
-    pa, pb = (np.array([(i.x, i.y) for i in items]) for items in (a, b))
+    points_a = _positions(a)  # (A, 2)
+    points_b = _positions(b)  # (B, 2)
     true = []
-    for axis, names in ((0, ("left", "right")), (1, ("above", "below"))):
-        if pa[:, axis].max() + 6 < pb[:, axis].min():
-            true.append(names[0])
-        if pb[:, axis].max() + 6 < pa[:, axis].min():
-            true.append(names[1])
-    gaps = np.hypot(*(pa[:, None] - pb[None]).transpose(2, 0, 1))  # (A, B)
-    sizes = np.array([i.w for i in a])[:, None] + np.array([i.w for i in b])
-    near = (gaps < 0.72 * sizes + 3).any(axis=1)
+    for axis, before, after in ((0, "left", "right"), (1, "above", "below")):
+        if points_a[:, axis].max() + 6 < points_b[:, axis].min():
+            true.append(before)
+        if points_b[:, axis].max() + 6 < points_a[:, axis].min():
+            true.append(after)
+    steps = points_a[:, None] - points_b[None]  # (A, B, 2)
+    gaps = np.hypot(steps[..., 0], steps[..., 1])  # (A, B)
+    sizes = np.array([item.w for item in a])[:, None] + np.array([item.w for item in b])
+    near = (gaps < 0.72 * sizes + 3).any(axis=1)  # (A)
     if len(b) == 1 and len(a) > 3 and near.all():
-        bearings = np.sort(np.arctan2(*(pa - pb[0]).T))
-        if np.diff(bearings, append=bearings[0] + 2 * math.pi).max() < 2.6:
+        steps = points_a - points_b[0]
+        bearings = np.sort(np.arctan2(steps[:, 0], steps[:, 1]))
+        first_again = bearings[0] + 2 * math.pi
+        if np.diff(bearings, append=first_again).max() < 2.6:
             return ["around"]
     if near.all():
         true.append("beside")
@@ -80,69 +101,122 @@ def relations(a, b):
     return true
 
 
+def _third(fraction, names):
+    """The name of the low, middle or high part of the image that a mean position lies in."""
+    low, middle, high = names
+    if fraction < 0.38:
+        return low
+    if fraction > 0.62:
+        return high
+    return middle
+
+
 def _place_name(items):
     """Where in the image a group is: "upper left corner", "centre", or None where spread out."""
-    points = np.array([(i.x, i.y) for i in items]) / SIDE
+    points = _positions(items) / SIDE
     if (points.max(0) - points.min(0)).max() > 0.4:
         return None
-    x, y = (0 if c < 0.38 else 2 if c > 0.62 else 1 for c in points.mean(0))
-    row, column = ("upper", "", "lower")[y], ("left", "", "right")[x]
+    x, y = points.mean(0)
+    row = _third(y, ("upper", "", "lower"))
+    column = _third(x, ("left", "", "right"))
     if row and column:
         return f"{row} {column} corner"
-    return f"{row or column} part" if row or column else "centre"
+    if row or column:
+        return f"{row or column} part"
+    return "centre"
+
+
+class _Group(NamedTuple):
+    """The items of one kind in a scene, as sentences speak of them."""
+
+    kind: str
+    items: list  # those that found room
+    arrangement: str  # "row", "packed" or "scattered"
+    arranged: bool  # whether the arrangement is to be seen
+
+
+def _groups_and_pairs(canvas, groups):
+    """The groups that found room, and all (group, group, relation) that hold between two."""
+    items = [[item for item in canvas.items if item.group == g] for g in range(len(groups))]
+    present = [g for g in range(len(groups)) if items[g]]
+    true = []
+    for a, b in itertools.combinations(present, 2):
+        for relation in relations(items[a], items[b]):
+            true.append((a, b, relation))
+    hosts = set()  # groups at others, and those with others about them
+    for a, b, relation in true:
+        if relation in ("beside", "around"):
+            hosts |= {a, b}
+    found = {}
+    for g in present:
+        kind, count, arrangement = groups[g]
+        whole = len(items[g]) == count
+        arranged = len(items[g]) > 2 and whole and g not in hosts
+        found[g] = _Group(kind, items[g], arrangement, arranged)
+    pairs = [(found[a], found[b], relation) for a, b, relation in true]
+    return list(found.values()), pairs
+
+
+def _pick(rng, options):
+    return str(options[int(rng.integers(len(options)))])
+
+
+def _noun(rng, group, arrangement=False):
+    """As "a ship", "two planes"; with arrangement as "three cars in a row", where it is seen."""
+    count = len(group.items)
+    name = _pick(rng, KINDS[group.kind].names)
+    if count == 1:
+        article = "an" if name[0] in "aeiou" else "a"
+        return f"{article} {name}"
+    text = f"{NUMBERS[count]} {name}s"
+    if arrangement and group.arranged:
+        text += f" {ARRANGEMENTS[group.arrangement]}"
+    return text
+
+
+def _listing(rng, groups):
+    """As "two ships, a car and three planes"."""
+    nouns = [_noun(rng, group) for group in groups]
+    if len(nouns) == 1:
+        return nouns[0]
+    return f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+
+
+def _in_place(group):
+    """As " in the centre of the image"; "" where the group is spread out."""
+    place = _place_name(group.items)
+    return f" in the {place} of the image" if place else ""
+
+
+def _related(rng, groups, pairs, exchanged):
+    """Two groups and a relation that holds; where none does, the first group and its place."""
+    if not pairs:
+        return _noun(rng, groups[0], arrangement=True) + _in_place(groups[0])
+    a, b, relation = pairs[int(rng.integers(len(pairs)))]
+    words, words_exchanged = WORDS[relation]
+    if exchanged:
+        return f"{_noun(rng, b)} {_pick(rng, words_exchanged)} {_noun(rng, a)}"
+    return f"{_noun(rng, a, arrangement=True)} {_pick(rng, words)} {_noun(rng, b)}"
 
 
 def describe(rng, canvas, groups):
-    """Five sentences that are true of the canvas; which facts each states is drawn."""
-    members = [[i for i in canvas.items if i.group == g] for g in range(len(groups))]
-    present = [g for g in range(len(groups)) if members[g]]
+    """Five sentences that are true of the canvas; which facts each states is drawn.
 
-    def pick(options):
-        return str(options[int(rng.integers(len(options)))])
-
-    def noun(g, arranged=False):
-        kind, _, arrangement = groups[g]
-        count, name = len(members[g]), pick(KINDS[kind].names)
-        if count == 1:
-            return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-        text = f"{NUMBERS[count]} {name}s"
-        if arranged and count > 2 and count == groups[g][1] and not hosted[g]:
-            how = {"row": "in a row", "packed": "packed together", "scattered": "scattered about"}
-            text += f" {how[arrangement]}"
-        return text
-
-    def listing(chosen):
-        nouns = [noun(g) for g in chosen]
-        return " and ".join([", ".join(nouns[:-1]), nouns[-1]] if len(nouns) > 1 else nouns)
-
-    pairs = []
-    for a in present:
-        for b in present:
-            if a < b:
-                pairs += [(a, b, r) for r in relations(members[a], members[b])]
-    hosted = [any(r in ("beside", "around") and g in (a, b) for a, b, r in pairs) for g in range(3)]
-    ground = pick(GROUNDS[canvas.ground][0])
-    road = pick((" beside a road", " along a road", " near a road")) if canvas.road else ""
-
-    def related(exchanged):
-        if not pairs:
-            g = present[0]
-            where = _place_name(members[g])
-            return noun(g, True) + (f" in the {where} of the image" if where else "")
-        a, b, relation = pairs[int(rng.integers(len(pairs)))]
-        if exchanged:
-            return f"{noun(b)} {pick(WORDS[relation][1])} {noun(a)}"
-        return f"{noun(a, True)} {pick(WORDS[relation][0])} {noun(b)}"
-
+    groups: (kind, count, arrangement) of each, as `shapes.composition` gives them. The order of
+    the draws is frozen.
+    """
+    present, pairs = _groups_and_pairs(canvas, groups)
+    ground = _pick(rng, GROUNDS[canvas.ground][0])
+    road = _pick(rng, ROADS) if canvas.road else ""
     first = present[0]
-    where = _place_name(members[first])
-    are = "are" if len(members[first]) > 1 or len(present) > 1 else "is"
+    one = len(present) == 1 and len(first.items) == 1
+    verb = "is" if one else "are"
     sentences = (
-        f"{related(False)} on {ground}",
-        f"there {are} {listing(present)} on {ground}{road}",
-        related(True),
-        f"{ground}{road} with {listing(present[::-1])}",
-        f"{noun(first, True)}{f' in the {where} of the image' if where else road} on {ground}",
+        f"{_related(rng, present, pairs, exchanged=False)} on {ground}",
+        f"there {verb} {_listing(rng, present)} on {ground}{road}",
+        _related(rng, present, pairs, exchanged=True),
+        f"{ground}{road} with {_listing(rng, present[::-1])}",
+        f"{_noun(rng, first, arrangement=True)}{_in_place(first) or road} on {ground}",
     )
     return [sentence[0].upper() + sentence[1:] + " ." for sentence in sentences]
 
@@ -154,22 +228,29 @@ def detect(rng, items):
     """What a detector with the errors named above would report, in det_json's format."""
     found = []
     for item in items:
-        if rng.random() < 0.1:
+        if rng.random() < 0.1:  # missed
             continue
-        w, h = np.array([item.w, item.h]) * (1 + rng.normal(0, 0.05, 2))
-        x, y = rng.normal([item.x, item.y], 0.05 * np.array([item.w, item.h]))
+        sides = np.array([item.w, item.h])
+        w, h = sides * (1 + rng.normal(0, 0.05, 2))
+        x, y = rng.normal([item.x, item.y], 0.05 * sides)
         score = min(1.0, 0.3 + 0.7 * rng.beta(6, 2))
-        found.append(
-            (KINDS[item.kind].names[0], x, y, w, h, item.angle + rng.normal(0, 0.05), score)
-        )
-    for _ in range(int(rng.binomial(len(items), 0.05))):
-        kind = list(KINDS.values())[int(rng.integers(len(KINDS)))]
-        (x, y), w = rng.uniform(8, SIDE - 8, 2), rng.uniform(*kind.length)
-        angle, score = rng.uniform(-math.pi, math.pi), rng.uniform(0.3, 0.6)
-        found.append((kind.names[0], x, y, w, w * kind.aspect, angle, score))
-    return [
-        {"label": label, "bbox": [round(float(v), 3) for v in numbers]} for label, *numbers in found
-    ]
+        angle = item.angle + rng.normal(0, 0.05)
+        found.append(_detection(KINDS[item.kind], x, y, w, h, angle, score))
+    false_alarms = int(rng.binomial(len(items), 0.05))
+    kinds = list(KINDS.values())
+    for _ in range(false_alarms):
+        kind = kinds[int(rng.integers(len(kinds)))]
+        x, y = rng.uniform(8, SIDE - 8, 2)
+        w = rng.uniform(*kind.length)
+        angle = rng.uniform(-math.pi, math.pi)
+        score = rng.uniform(0.3, 0.6)
+        found.append(_detection(kind, x, y, w, w * kind.aspect, angle, score))
+    return found
+
+
+def _detection(kind, *numbers):
+    """An entry of det_json from a kind and cx, cy, w, h, angle, score."""
+    return {"label": kind.names[0], "bbox": [round(float(number), 3) for number in numbers]}
 
 
 def scene(seed, index):
@@ -177,13 +258,15 @@ def scene(seed, index):
     pair, twin = divmod(index, 2)
     alone = pair % 3 == 0  # the others share their composition
     content = composition(np.random.default_rng((seed, pair, twin if alone else 2)))
+    _, _, groups, relation_order = content
     rng = np.random.default_rng((seed, index, 1))
-    canvas = layout(rng, content, content[3][twin])
+    canvas = layout(rng, content, relation_order[twin])
     while not canvas.items:
-        canvas = layout(rng, content, content[3][twin])
+        canvas = layout(rng, content, relation_order[twin])
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
     pixels = draw(canvas.items, canvas.ground, canvas.road, canvas.distance(x, y), rng)
-    return pixels, describe(rng, canvas, content[2]), detect(rng, canvas.items), canvas
+    sentences = describe(rng, canvas, groups)
+    return pixels, sentences, detect(rng, canvas.items), canvas
 
 
 def _write(image_file, detection_file, seed, index):
@@ -194,6 +277,32 @@ def _write(image_file, detection_file, seed, index):
     return sentences
 
 
+def _write_lines(path, lines):
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_split(folder, split, indices, seed, bar):
+    """Write the images, detections and lists of a split that has these scenes."""
+    names = []
+    captions = []
+    for index in indices:
+        name = f"scene_{index}"
+        detection_file = folder / "det_json" / f"{name}.json"
+        sentences = _write(folder / "images" / f"{name}.png", detection_file, seed, index)
+        repeats = len(sentences) if split == "test" else 1
+        names += [f"{name}.png"] * repeats
+        captions += sentences
+        bar.update()
+    _write_lines(folder / f"{split}_filename.txt", names)
+    _write_lines(folder / f"{split}_caps.txt", captions)
+
+
+def _write_marker(marker, stamp, complete):
+    with written_whole(marker) as temporary:
+        temporary.write_text(json.dumps({**stamp, "complete": complete}), encoding="utf-8")
+
+
 def generate(folder, seed=0, splits=SPLITS):
     """Write the data set below `folder`, or leave it as it is when it is there already.
 
@@ -202,45 +311,41 @@ def generate(folder, seed=0, splits=SPLITS):
     folder holds something else.
     """
     folder = Path(folder)
-    stamp = {"version": VERSION, "seed": seed, "splits": splits, "complete": True}
+    number = sum(splits.values())
+    stamp = {"version": VERSION, "seed": seed, "splits": splits}
     marker = folder / "scenes.json"
     if marker.is_file():
-        if json.loads(marker.read_text(encoding="utf-8")) == stamp:
-            return sum(splits.values())
+        if json.loads(marker.read_text(encoding="utf-8")) == {**stamp, "complete": True}:
+            return number
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"{folder}: holds other files than scenes; name your own data set with --dataset"
         )
-    for name in ("images", "det_json"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({**stamp, "complete": False}), encoding="utf-8")
-    numbers = iter(tqdm(range(sum(splits.values())), desc=f"scenes to {folder}", unit="image"))
-    for split, size in splits.items():
-        names, captions = [], []
-        for _ in range(size):
-            index = next(numbers)
-            image, detections = f"images/scene_{index}.png", f"det_json/scene_{index}.json"
-            sentences = _write(folder / image, folder / detections, seed, index)
-            names += [Path(image).name] * (len(sentences) if split == "test" else 1)
-            captions += sentences
-        for kind, lines in (("filename", names), ("caps", captions)):
-            text = "".join(f"{line}\n" for line in lines)
-            (folder / f"{split}_{kind}.txt").write_text(text, encoding="utf-8", newline="\n")
-    marker.write_text(json.dumps(stamp), encoding="utf-8")
-    return sum(splits.values())
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "det_json").mkdir(exist_ok=True)
+    _write_marker(marker, stamp, complete=False)
+    first = 0
+    with tqdm(total=number, desc=f"scenes to {folder}", unit="image") as bar:
+        for split, size in splits.items():
+            _write_split(folder, split, range(first, first + size), seed, bar)
+            first += size
+    _write_marker(marker, stamp, complete=True)
+    return number
 
 
 def samples(image_folder, detection_folder):
     """Write the five sample scenes and `queries.txt`, one sentence that fits each."""
-    image_folder, detection_folder = Path(image_folder), Path(detection_folder)
+    image_folder = Path(image_folder)
+    detection_folder = Path(detection_folder)
     queries = []
     for number in range(SAMPLES):
-        image, detections = f"sample_{number + 1}.png", f"sample_{number + 1}.json"
         index = sum(SPLITS.values()) + 2 * number  # one of each pair of twins
-        sentences = _write(image_folder / image, detection_folder / detections, 0, index)
+        name = f"sample_{number + 1}"
+        sentences = _write(
+            image_folder / f"{name}.png", detection_folder / f"{name}.json", 0, index
+        )
         queries.append(sentences[1])
-    text = "".join(f"{line}\n" for line in queries)
-    (image_folder / "queries.txt").write_text(text, encoding="utf-8", newline="\n")
+    _write_lines(image_folder / "queries.txt", queries)
 
 
 def main(arguments=None):

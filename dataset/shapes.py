@@ -41,48 +41,158 @@ def _box(x0, y0, x1, y1):
 _SQUARE = _box(-0.5, -0.5, 0.5, 0.5)
 
 
-_BLADES = [
-    [(0.07 * math.cos(a - 1.5), 0.07 * math.sin(a - 1.5)), (0.5 * math.cos(a), 0.5 * math.sin(a)),
-     (0.07 * math.cos(a + 1.5), 0.07 * math.sin(a + 1.5))] for a in (0, 2.094, 4.189)
-]  # fmt: skip
+def _symmetric(*upper):
+    """An outline from its points above the long axis, mirrored; its first and last lie on it."""
+    lower = [(x, -y) for x, y in reversed(upper[1:-1])]
+    return [*upper, *lower]
 
 
-_WHITE, _DARK, _GREEN = (240, 240, 240), (55, 55, 60), (70, 130, 60)
+def _blade(angle):
+    return [
+        (0.07 * math.cos(angle - 1.5), 0.07 * math.sin(angle - 1.5)),
+        (0.5 * math.cos(angle), 0.5 * math.sin(angle)),
+        (0.07 * math.cos(angle + 1.5), 0.07 * math.sin(angle + 1.5)),
+    ]
+
+
+_WHITE = (240, 240, 240)
+_DARK = (55, 55, 60)
+_GREEN = (70, 130, 60)
 
 
 KINDS = {
-    "airplane": Kind(("airplane", "plane"), "land", 8, (20, 27), 0.95, ((235, 238, 242),), (
-        (_ellipse(0.5, 0.075), None), ([(0.12, 0), (-0.16, 0.5), (-0.27, 0.5), (-0.12, 0),
-         (-0.27, -0.5), (-0.16, -0.5)], None), ([(-0.33, 0), (-0.44, 0.19), (-0.5, 0.19),
-         (-0.46, 0), (-0.5, -0.19), (-0.44, -0.19)], None), (_box(0.3, -0.04, 0.4, 0.04), _DARK))),
-    "ship": Kind(("ship", "boat"), "water", 8, (24, 34), 0.3, ((150, 60, 50), (95, 90, 90)), (
-        ([(0.5, 0), (0.25, 0.5), (-0.5, 0.4), (-0.5, -0.4), (0.25, -0.5)], None),
-        (_box(-0.42, -0.26, -0.18, 0.26), _WHITE), (_box(0.0, -0.2, 0.2, 0.2), (205, 190, 150)))),
-    "car": Kind(("car", "vehicle"), "land", 12, (11, 13), 0.52,
-        ((200, 40, 40), (40, 70, 170), (245, 215, 60), (245, 245, 245)),
-        ((_SQUARE, None), (_box(0.02, -0.38, 0.2, 0.38), _DARK))),
-    "storage tank": Kind(("storage tank", "oil tank"), "land", 8, (15, 23), 1.0,
-        ((222, 222, 215),), ((_ellipse(0.5, 0.5), None), (_ellipse(0.38, 0.38), (190, 190, 186)),
-        (_ellipse(0.07, 0.07, 0.2), _DARK))),
-    "building": Kind(("building", "house"), "land", 6, (20, 30), 0.68,
-        ((178, 84, 62), (128, 100, 88), (112, 118, 136)), ((_SQUARE, None),
-        (_box(-0.5, -0.5, 0.5, 0), (215, 150, 125)), (_box(0.2, 0.15, 0.32, 0.35), _DARK))),
-    "tennis court": Kind(("tennis court",), "land", 5, (24, 28), 0.54,
-        ((46, 128, 116), (60, 98, 172)), ((_SQUARE, None),
-        (_box(-0.4, -0.36, 0.4, 0.36), _WHITE), (_box(-0.35, -0.26, -0.03, 0.26), None),
-        (_box(0.03, -0.26, 0.35, 0.26), None))),
-    "baseball diamond": Kind(("baseball diamond", "baseball field"), "land", 3, (27, 34), 1.0,
-        ((196, 142, 92),), ((_ellipse(1.0, 1.0, -0.5, -0.5, 0, math.pi / 2) + [(-0.5, -0.5)], None),
-        (_ellipse(0.93, 0.93, -0.46, -0.46, 0.03, 1.54) + [(-0.1, -0.1)], (92, 158, 72)),
-        (_box(-0.36, -0.36, -0.1, -0.1), (120, 172, 90)))),
-    "swimming pool": Kind(("swimming pool", "pool"), "land", 6, (15, 20), 0.62,
-        ((236, 232, 222),), ((_SQUARE, None), (_ellipse(0.42, 0.4), (50, 190, 225)))),
-    "roundabout": Kind(("roundabout", "traffic circle"), "land", 2, (28, 34), 1.0,
-        ((88, 88, 92),), ((_ellipse(0.5, 0.5), None), (_ellipse(0.31, 0.31), _WHITE),
-        (_ellipse(0.27, 0.27), _GREEN))),
-    "windmill": Kind(("windmill", "wind turbine"), "any", 8, (20, 26), 1.0, (_WHITE,),
-        tuple((blade, None) for blade in _BLADES) + ((_ellipse(0.1, 0.1), (225, 60, 50)),)),
-}  # fmt: skip
+    "airplane": Kind(
+        names=("airplane", "plane"),
+        surface="land",
+        most=8,
+        length=(20, 27),
+        aspect=0.95,
+        colours=((235, 238, 242),),
+        parts=(
+            (_ellipse(0.5, 0.075), None),
+            (_symmetric((0.12, 0), (-0.16, 0.5), (-0.27, 0.5), (-0.12, 0)), None),
+            (_symmetric((-0.33, 0), (-0.44, 0.19), (-0.5, 0.19), (-0.46, 0)), None),
+            (_box(0.3, -0.04, 0.4, 0.04), _DARK),
+        ),
+    ),
+    "ship": Kind(
+        names=("ship", "boat"),
+        surface="water",
+        most=8,
+        length=(24, 34),
+        aspect=0.3,
+        colours=((150, 60, 50), (95, 90, 90)),
+        parts=(
+            ([(0.5, 0), (0.25, 0.5), (-0.5, 0.4), (-0.5, -0.4), (0.25, -0.5)], None),
+            (_box(-0.42, -0.26, -0.18, 0.26), _WHITE),
+            (_box(0.0, -0.2, 0.2, 0.2), (205, 190, 150)),
+        ),
+    ),
+    "car": Kind(
+        names=("car", "vehicle"),
+        surface="land",
+        most=12,
+        length=(11, 13),
+        aspect=0.52,
+        colours=((200, 40, 40), (40, 70, 170), (245, 215, 60), (245, 245, 245)),
+        parts=(
+            (_SQUARE, None),
+            (_box(0.02, -0.38, 0.2, 0.38), _DARK),
+        ),
+    ),
+    "storage tank": Kind(
+        names=("storage tank", "oil tank"),
+        surface="land",
+        most=8,
+        length=(15, 23),
+        aspect=1.0,
+        colours=((222, 222, 215),),
+        parts=(
+            (_ellipse(0.5, 0.5), None),
+            (_ellipse(0.38, 0.38), (190, 190, 186)),
+            (_ellipse(0.07, 0.07, 0.2), _DARK),
+        ),
+    ),
+    "building": Kind(
+        names=("building", "house"),
+        surface="land",
+        most=6,
+        length=(20, 30),
+        aspect=0.68,
+        colours=((178, 84, 62), (128, 100, 88), (112, 118, 136)),
+        parts=(
+            (_SQUARE, None),
+            (_box(-0.5, -0.5, 0.5, 0), (215, 150, 125)),
+            (_box(0.2, 0.15, 0.32, 0.35), _DARK),
+        ),
+    ),
+    "tennis court": Kind(
+        names=("tennis court",),
+        surface="land",
+        most=5,
+        length=(24, 28),
+        aspect=0.54,
+        colours=((46, 128, 116), (60, 98, 172)),
+        parts=(
+            (_SQUARE, None),
+            (_box(-0.4, -0.36, 0.4, 0.36), _WHITE),
+            (_box(-0.35, -0.26, -0.03, 0.26), None),
+            (_box(0.03, -0.26, 0.35, 0.26), None),
+        ),
+    ),
+    "baseball diamond": Kind(
+        names=("baseball diamond", "baseball field"),
+        surface="land",
+        most=3,
+        length=(27, 34),
+        aspect=1.0,
+        colours=((196, 142, 92),),
+        parts=(
+            (_ellipse(1.0, 1.0, -0.5, -0.5, 0, math.pi / 2) + [(-0.5, -0.5)], None),
+            (_ellipse(0.93, 0.93, -0.46, -0.46, 0.03, 1.54) + [(-0.1, -0.1)], (92, 158, 72)),
+            (_box(-0.36, -0.36, -0.1, -0.1), (120, 172, 90)),
+        ),
+    ),
+    "swimming pool": Kind(
+        names=("swimming pool", "pool"),
+        surface="land",
+        most=6,
+        length=(15, 20),
+        aspect=0.62,
+        colours=((236, 232, 222),),
+        parts=(
+            (_SQUARE, None),
+            (_ellipse(0.42, 0.4), (50, 190, 225)),
+        ),
+    ),
+    "roundabout": Kind(
+        names=("roundabout", "traffic circle"),
+        surface="land",
+        most=2,
+        length=(28, 34),
+        aspect=1.0,
+        colours=((88, 88, 92),),
+        parts=(
+            (_ellipse(0.5, 0.5), None),
+            (_ellipse(0.31, 0.31), _WHITE),
+            (_ellipse(0.27, 0.27), _GREEN),
+        ),
+    ),
+    "windmill": Kind(
+        names=("windmill", "wind turbine"),
+        surface="any",
+        most=8,
+        length=(20, 26),
+        aspect=1.0,
+        colours=(_WHITE,),
+        parts=(
+            (_blade(0), None),
+            (_blade(2.094), None),
+            (_blade(4.189), None),
+            (_ellipse(0.1, 0.1), (225, 60, 50)),
+        ),
+    ),
+}
 
 
 GROUNDS = {  # phrases, colour, size of the blotches in pixels, their strength
@@ -133,27 +243,35 @@ def composition(rng):
     allowed = surfaces.get(ground, {"land", "any"})
     kinds = [name for name, kind in KINDS.items() if kind.surface in allowed]
     number = min(len(kinds), int(rng.choice([1, 2, 3], p=[0.1, 0.6, 0.3])))
-    groups, room = [], MAX_OBJECTS
+    groups = []
+    room = MAX_OBJECTS
     for kind in rng.permutation(kinds)[:number]:
-        count = int(rng.integers(1, min(KINDS[kind].most, room, 4 if groups else 12) + 1))
+        most = 4 if groups else 12  # the first group may be large
+        count = int(rng.integers(1, min(KINDS[kind].most, room, most) + 1))
         room -= count
         arrangement = rng.choice(["row", "packed", "scattered"]) if count > 2 else "packed"
         groups.append((str(kind), count, str(arrangement)))
     road = bool(ground not in surfaces and rng.random() < 0.3)
-    return ground, road, groups, [str(r) for r in rng.permutation(list(WINDOWS))]
+    relations = [str(relation) for relation in rng.permutation(list(WINDOWS))]
+    return ground, road, groups, relations
 
 
 class Canvas:
     """Holds what has been placed, and says whether an item still fits."""
 
     def __init__(self, ground, road, rng):
-        self.ground, self.road, self.items, self.discs = ground, road, [], np.empty((0, 3))
-        self.line = rng.uniform(0, 2 * math.pi), rng.uniform(-0.2, 0.2) * SIDE
+        self.ground = ground
+        self.road = road
+        self.items = []
+        self.discs = np.empty((0, 3))  # x, y and radius: the room that is taken
+        self.line_angle = rng.uniform(0, 2 * math.pi)
+        self.line_offset = rng.uniform(-0.2, 0.2) * SIDE
 
     def distance(self, x, y):
         """Pixels from the line that is the shore (water where positive) or the road's middle."""
-        angle, offset = self.line
-        return (x - SIDE / 2) * math.cos(angle) + (y - SIDE / 2) * math.sin(angle) - offset
+        along_x = (x - SIDE / 2) * math.cos(self.line_angle)
+        along_y = (y - SIDE / 2) * math.sin(self.line_angle)
+        return along_x + along_y - self.line_offset
 
     def place(self, item):
         """Add an item unless it would leave the image or its surface, or meet road or neighbour.
@@ -165,8 +283,9 @@ class Canvas:
             return
         number = math.ceil(item.w / item.h)
         along = (np.arange(number) - (number - 1) / 2) * item.w / number
-        x, y = item.x + along * math.cos(item.angle), item.y + along * math.sin(item.angle)
-        ends = x[0], x[-1], y[0], y[-1]
+        x = item.x + along * math.cos(item.angle)
+        y = item.y + along * math.sin(item.angle)
+        ends = (x[0], x[-1], y[0], y[-1])
         if min(ends) < radius or max(ends) > SIDE - radius:
             return
         if self.road and abs(self.distance(x, y)).min() < radius + 6:
@@ -179,28 +298,38 @@ class Canvas:
         gaps = np.hypot(x[:, None] - self.discs[:, 0], y[:, None] - self.discs[:, 1])
         if (gaps < radius + self.discs[:, 2] + 1.5).any():
             return
+        discs = np.stack([x, y, np.full(number, radius)], axis=1)  # (number, 3)
+        # New ones, not longer ones: `_place_group` goes back to those before.
         self.items = [*self.items, item]
-        self.discs = np.concatenate([self.discs, np.stack([x, y, np.full(number, radius)], axis=1)])
+        self.discs = np.concatenate([self.discs, discs])
 
 
 def _propose(rng, count, arrangement, window, w, h, near):
     """Centres (count, 2) and angles (count) for a group; whether they fit is seen later."""
     angle = rng.uniform(-math.pi, math.pi)
-    low, high = np.array(window[:2]) * SIDE, np.array(window[2:]) * SIDE
-    start, angles = rng.uniform(low, high), angle + rng.normal(0, 0.05, count)
-    if near:  # a ring around one, or each beside one of several
-        turns = np.arange(count) / count if len(near) == 1 else rng.uniform(0, 1, count)
+    low = np.array(window[:2]) * SIDE
+    high = np.array(window[2:]) * SIDE
+    start = rng.uniform(low, high)
+    angles = angle + rng.normal(0, 0.05, count)
+    if near:
+        if len(near) == 1:  # a ring around it
+            turns = np.arange(count) / count
+        else:  # each beside one of them
+            turns = rng.uniform(0, 1, count)
         bearings = angle + 2 * math.pi * turns
         hosts = [near[i % len(near)] for i in range(count)]
-        reach = np.array([0.6 * (host.w + w) + 2 for host in hosts])[:, None]
-        steps = reach * np.stack([np.cos(bearings), np.sin(bearings)], axis=1)
-        return np.array([(host.x, host.y) for host in hosts]) + steps, angles
+        centres = np.array([(host.x, host.y) for host in hosts])  # (count, 2)
+        reach = np.array([0.6 * (host.w + w) + 2 for host in hosts])  # (count)
+        directions = np.stack([np.cos(bearings), np.sin(bearings)], axis=1)  # (count, 2)
+        return centres + reach[:, None] * directions, angles
     if arrangement == "row":
         step = np.array([-math.sin(angle), math.cos(angle)]) * (1.3 * h + 3)
         return start + np.arange(count)[:, None] * step, angles
     if arrangement == "packed":
-        return start + rng.normal(0, 0.6 * math.sqrt(w * h * count), (count, 2)), angles
-    return rng.uniform(low, high, (count, 2)), rng.uniform(-math.pi, math.pi, count)
+        spread = 0.6 * math.sqrt(w * h * count)
+        return start + rng.normal(0, spread, (count, 2)), angles
+    centres = rng.uniform(low, high, (count, 2))
+    return centres, rng.uniform(-math.pi, math.pi, count)
 
 
 def _place_group(rng, canvas, g, group, window, near):
@@ -208,20 +337,25 @@ def _place_group(rng, canvas, g, group, window, near):
     kind, count, arrangement = group
     w = rng.uniform(*KINDS[kind].length)
     h = w * KINDS[kind].aspect
-    before = best = canvas.items, canvas.discs
+    before = (canvas.items, canvas.discs)
+    best = before
+    wanted = len(canvas.items) + count
+    rounds = 1 if arrangement == "row" else 3
     for attempt in range(12):
         canvas.items, canvas.discs = before
         if attempt == 8:  # no room where it was wanted
-            window, near = ANYWHERE, []
-        for _ in range(1 if arrangement == "row" else 3):
-            missing = count - len(canvas.items) + len(before[0])
-            if missing:
-                points, angles = _propose(rng, missing, arrangement, window, w, h, near)
-                for (x, y), angle in zip(points, angles, strict=True):
-                    canvas.place(Item(kind, float(x), float(y), w, h, float(angle), g))
+            window = ANYWHERE
+            near = []
+        for _ in range(rounds):
+            missing = wanted - len(canvas.items)
+            if not missing:
+                continue
+            points, angles = _propose(rng, missing, arrangement, window, w, h, near)
+            for (x, y), angle in zip(points, angles, strict=True):
+                canvas.place(Item(kind, float(x), float(y), w, h, float(angle), g))
         if len(canvas.items) > len(best[0]):
-            best = canvas.items, canvas.discs
-        if len(canvas.items) == len(before[0]) + count:
+            best = (canvas.items, canvas.discs)
+        if len(canvas.items) == wanted:
             break
     canvas.items, canvas.discs = best
 
@@ -231,13 +365,17 @@ def layout(rng, composition, relation):
     ground, road, groups, _ = composition
     canvas = Canvas(ground, road, rng)
     hosted = relation in ("beside", "around") and len(groups) > 1
-    for g in [1, 0, 2] if hosted else [0, 1, 2]:
-        if g < len(groups):
-            window = WINDOWS[relation][g] if g < 2 else ANYWHERE
-            hosts = [item for item in canvas.items if item.group == 1] if hosted and g == 0 else []
-            if relation == "around":
-                hosts = hosts[:1]
-            _place_group(rng, canvas, g, groups[g], window, hosts)
+    order = [1, 0, 2] if hosted else [0, 1, 2]  # hosts before those that lie at them
+    for g in order:
+        if g >= len(groups):
+            continue
+        window = WINDOWS[relation][g] if g < 2 else ANYWHERE
+        hosts = []
+        if hosted and g == 0:
+            hosts = [item for item in canvas.items if item.group == 1]
+        if relation == "around":
+            hosts = hosts[:1]
+        _place_group(rng, canvas, g, groups[g], window, hosts)
     return canvas
 
 
@@ -246,14 +384,14 @@ def layout(rng, composition, relation):
 
 def _outline(points, item, shift=0.0):
     """Unit-box points to pixels of the enlarged drawing."""
-    cos, sin = math.cos(item.angle), math.sin(item.angle)
-    return [
-        (
-            _SMOOTH * (item.x + shift + px * item.w * cos - py * item.h * sin),
-            _SMOOTH * (item.y + shift + px * item.w * sin + py * item.h * cos),
-        )
-        for px, py in points
-    ]
+    cos = math.cos(item.angle)
+    sin = math.sin(item.angle)
+    outline = []
+    for px, py in points:
+        x = item.x + shift + px * item.w * cos - py * item.h * sin
+        y = item.y + shift + px * item.w * sin + py * item.h * cos
+        outline.append((_SMOOTH * x, _SMOOTH * y))
+    return outline
 
 
 def _texture(ground, rng):
@@ -263,11 +401,11 @@ def _texture(ground, rng):
     blotches = Image.fromarray(coarse).resize((SIDE, SIDE), Image.BICUBIC)
     shade = strength * np.asarray(blotches) + rng.uniform(-8, 8)
     if ground == "farmland":
-        angle, period = rng.uniform(0, math.pi), rng.uniform(7, 11)
+        angle = rng.uniform(0, math.pi)
+        period = rng.uniform(7, 11)
         y, x = np.mgrid[:SIDE, :SIDE]
-        shade = shade + 14 * np.sign(
-            np.sin((x * math.cos(angle) + y * math.sin(angle)) / period * 6)
-        )
+        across = x * math.cos(angle) + y * math.sin(angle)
+        shade = shade + 14 * np.sign(np.sin(across / period * 6))
     return np.clip(np.array(colour) + shade[..., None], 0, 255).astype(np.uint8)
 
 
@@ -287,14 +425,18 @@ def draw(items, ground, road, distance, rng):
         pixels[abs(distance) < 0.7] = (225, 225, 215)
     image = Image.fromarray(pixels).resize((SIDE * _SMOOTH,) * 2, Image.BILINEAR)
     pen = ImageDraw.Draw(image, "RGBA")
-    colours = [KINDS[i.kind].colours[int(rng.integers(len(KINDS[i.kind].colours)))] for i in items]
+    bodies = []
+    for item in items:
+        colours = KINDS[item.kind].colours
+        bodies.append(colours[int(rng.integers(len(colours)))])
     for item in items:
         for points, colour in KINDS[item.kind].parts:
             if colour is None:
                 pen.polygon(_outline(points, item, 1.8), fill=(0, 0, 0, 110))
-    for item, body in zip(items, colours, strict=True):
+    for item, body in zip(items, bodies, strict=True):
         for points, colour in KINDS[item.kind].parts:
             pen.polygon(_outline(points, item), fill=colour or body)
     pixels = np.asarray(image.reduce(_SMOOTH)).astype(np.float32)
-    pixels = pixels * rng.uniform(0.85, 1.12) + rng.normal(0, 5, pixels.shape)
+    light = rng.uniform(0.85, 1.12)
+    pixels = pixels * light + rng.normal(0, 5, pixels.shape)
     return np.clip(pixels, 0, 255).astype(np.uint8)
