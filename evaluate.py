@@ -1,32 +1,29 @@
-"""Retrieval metrics by the field's protocol, and the script that measures checkpoints.
+"""Measure checkpoints on data sets by the field's protocol of retrieval.
 
     python evaluate.py                                          # models/best_model.pth, test split
     python evaluate.py --checkpoint A.pth B.pth --dataset ucm rsicd --data-root U R --json out.json
     python evaluate.py --checkpoint ViT-B/32 --dataset ucm --data-root U --ranks r.csv --html r.html
     python evaluate.py --compare a.json b.json                  # how two result files differ
 
-Image to text: best rank of any of the image's captions. Text to image: rank of its image. R@K is
-the share of queries with a rank of at most K, mR the mean of the six. Ranks are expectations under
-random order of the tied (see ranks.py); the pessimistic and optimistic bounds are printed where
+Figures follow the field's protocol (see metrics/protocol.py). Ranks are expectations under random
+order of the tied (see metrics/ranks.py); the pessimistic and optimistic bounds are printed where
 they differ by 0.1 point or more. Codes that sort print one order-dependent value between these
-bounds. Intervals are 95 %, over images (see intervals.py). Each data set is a gallery of its own.
+bounds. Intervals are 95 %, over images (see metrics/intervals.py). Each data set is a gallery of
+its own.
 
 The module shadows the PyPI package of the same name: run from the root of this project.
-Sizes in the shapes below: I images, T caption rows, E the embedding width.
+Sizes in the shapes below: T captions, D the embedding width.
 """
 
 import hashlib
-import math
 import shlex
 import sys
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-import metrics.tables as report
 from clip_gcn_image_feature_integration import (
     encode_images,
     encode_texts,
@@ -35,88 +32,22 @@ from clip_gcn_image_feature_integration import (
     warn_of_scenes,
 )
 from dataloader import RetrievalData, sources
-from dataset.annotations import normal_form
-from dataset.batches import require_readable
+from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
-from metrics import page
 from metrics.intervals import bootstrap, compare
-from metrics.ranks import (
-    DIRECTIONS,
-    KS,
-    per_image,
-    query_rows,
-    retrieval,
-    top_items,
-    worst_and_best,
-)
+from metrics.page import write_page
+from metrics.protocol import from_features, measure
+from metrics.queries import query_rows, top_items, worst_and_best
+from metrics.ranks import KS, per_image
+from metrics.tables import comparison, read_results, table, write_ranks, write_results
 from options import DATA, FREE, parse_options
 
-
-def _mean(values):
-    """Exactly rounded, so that the order of the values does not matter."""
-    return math.fsum(values) / len(values)
+# ------------------------------------------------------------------ a model on a split
 
 
-def metrics(image_to_text, text_to_image, ks=KS):
-    """Recalls in percent with bounds, mR, mean and median of the expected ranks, as a dict."""
-    result = {}
-    for name, ranks, gallery in (
-        ("image_to_text", image_to_text, len(text_to_image.better)),
-        ("text_to_image", text_to_image, len(image_to_text.better)),
-    ):
-        if max(ks) > gallery:
-            raise ValueError(f"R@{max(ks)} {name}: the gallery has only {gallery} items")
-        recalls = {f"R@{k}": [100 * _mean(r) for r in ranks.recall(k)] for k in ks}
-        result[name] = {key: values[1] for key, values in recalls.items()}
-        result[name]["mean_rank"] = _mean(ranks.expected())
-        result[name]["median_rank"] = float(np.median(ranks.expected()))
-        result[name]["pessimistic"] = {key: values[0] for key, values in recalls.items()}
-        result[name]["optimistic"] = {key: values[2] for key, values in recalls.items()}
-    both = [result[direction] for direction in DIRECTIONS]
-    result["mR"] = _mean([side[f"R@{k}"] for side in both for k in ks])
-    for bound in ("pessimistic", "optimistic"):
-        result[f"mR_{bound}"] = _mean([side[bound][f"R@{k}"] for side in both for k in ks])
-    return result
-
-
-# ------------------------------------------------------------------ features, models
-
-
-def from_features(image_features, text_features, image_of_text, captions=None):
-    """The `ranks.Retrieval` of features (I, E) and (T, E), scored by their products in float64.
-
-    image_of_text: (T,). With `captions`, the T strings, identical ones (stripped, case folded)
-    count as the same caption. Equal features are scored once, in an order of their own: ties are
-    exact, and neither batch size nor row order matters.
-    """
-    distinct_images, image_index = _distinct(image_features)
-    distinct_texts, text_index = _distinct(text_features)
-    scores = (distinct_images @ distinct_texts.T)[image_index]  # (I, distinct texts)
-    groups = None
-    if captions is not None:
-        groups = np.unique([normal_form(text) for text in captions], return_inverse=True)[1]
-    return retrieval(scores, image_of_text, text_index, groups)
-
-
-def _distinct(features):
-    """Distinct rows in float64, sorted, and each row's place among them."""
-    values, index = torch.unique(torch.as_tensor(features), dim=0, return_inverse=True)
-    return values.double().numpy(), index.numpy()
-
-
-def measure(found, ks=KS):
-    """`metrics` of a Retrieval, with the numbers of images and texts."""
-    images, texts = found.scores.shape
-    counts = {"images": images, "captions": len(found.text_index), "distinct_texts": texts}
-    return {**counts, **metrics(*found.ranks(), ks)}
-
-
-def retrieval_metrics(image_features, text_features, image_of_text, captions=None, ks=KS):
-    """The protocol on features, which are given as to `from_features`: the dict of `measure`.
-
-    Raises ValueError on NaN, on an image without caption, and on a k beyond the gallery.
-    """
-    return measure(from_features(image_features, text_features, image_of_text, captions), ks)
+def captions_of(records):
+    """The captions of all records, one after another."""
+    return [caption for record in records for caption in record.captions]
 
 
 def retrieve(
@@ -124,23 +55,36 @@ def retrieve(
 ):
     """Encode a split, every image and every distinct caption once, to a `ranks.Retrieval`.
 
-    text_features: those of the captions (T, E), where they are known.
+    images: the split's ImageSet, in the order of its records. equivalence: whether equal captions
+    fit equal images. text_features: those of the captions (T, D), where they are known.
     """
-    captions = [caption for record in records for caption in record.captions]
-    owners = [i for i, record in enumerate(records) for _ in record.captions]
+    captions = captions_of(records)
+    image_of_text = np.repeat(np.arange(len(records)), [len(r.captions) for r in records])
     image_features = encode_images(model, images, device, batch_size, workers)["fused"]
     if text_features is None:
         text_features = encode_texts(model, captions, device)
-    return from_features(image_features, text_features, owners, captions if equivalence else None)
+    return from_features(
+        image_features, text_features, image_of_text, captions if equivalence else None
+    )
 
 
 def evaluate(model, images, records, device, batch_size=64, workers=0, text_features=None):
-    """Encode a split and measure it: the dict of `measure`."""
-    how = device, batch_size, workers, False, text_features
-    return measure(retrieve(model, images, records, *how))
+    """Encode a split and measure it: the dict of `measure`. Arguments as those of `retrieve`."""
+    found = retrieve(
+        model,
+        images,
+        records,
+        device,
+        batch_size=batch_size,
+        workers=workers,
+        text_features=text_features,
+    )
+    return measure(found)
 
 
-# ------------------------------------------------------------------ the script
+# ------------------------------------------------------------------ what is measured
+
+PLACES = ("data_root", "det_json", "annotations")  # options with a value for each data set
 
 
 def merged(given, saved):
@@ -150,20 +94,32 @@ def merged(given, saved):
     form of its annotations only; another brings its own.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    names = given.get("dataset", saved["dataset"])
-    places = {"data_root": None, "det_json": None, "annotations": None}
-    for option in places if "data_root" not in given else ("annotations",):
-        known = dict(zip(saved["dataset"] or [], saved[option] or [], strict=False))
-        if any(known.get(name) for name in names):
-            places[option] = [known.get(name) for name in names]
+    data_sets = given.get("dataset", saved["dataset"])
+    kept = ("annotations",) if "data_root" in given else PLACES
+    places = dict.fromkeys(PLACES)  # None, which means the default
+    for option in kept:
+        places[option] = _values_of(data_sets, saved, option)
     return {**saved, **places, **given}
 
 
-def _alone(settings, source):
-    """Settings for one of the data sets that they name."""
-    det_json = None if source.det_json is None else [source.det_json]
-    names = {"dataset": [source.name], "data_root": [str(source.root)]}
-    return {**settings, **names, "det_json": det_json, "annotations": [source.form]}
+def _values_of(data_sets, saved, option):
+    """A saved option's values of the data sets, None for new ones; None if there is no value."""
+    if not saved["dataset"] or not saved[option]:
+        return None
+    value_of = dict(zip(saved["dataset"], saved[option], strict=True))
+    values = [value_of.get(name) for name in data_sets]
+    return values if any(values) else None
+
+
+def options_of_one(options, source):
+    """The options with one of the data sets that they name, a `dataloader.Source`, alone."""
+    return {
+        **options,
+        "dataset": [source.name],
+        "data_root": [str(source.root)],
+        "det_json": None if source.det_json is None else [source.det_json],
+        "annotations": [source.form],
+    }
 
 
 class Job(NamedTuple):
@@ -171,56 +127,94 @@ class Job(NamedTuple):
 
     checkpoint: str
     data: RetrievalData
-    images: object  # the split's ImageSet
+    images: ImageSet  # the split's
 
 
 def prepare(options, given, load):
-    """The jobs that the options name, all their data read: what is wrong there is found at once."""
-    jobs, decoded = [], {}
+    """The jobs that the options name, all their data read: what is wrong there is found at once.
+
+    given: the options of the data, None where the checkpoint's hold. load: gives (model, saved) of
+    a checkpoint.
+    """
+    jobs = []
+    image_sets = {}  # by their ImageContent
+    reported = set()
     for name in options.checkpoint:
-        saved = load(name)[1]
+        _, saved = load(name)
         if not (given["dataset"] or saved["options"]["dataset"]):
             raise ValueError(f"{name}: a plain CLIP; name its data: --dataset NAME --data-root DIR")
-        settings = merged(given, saved["options"])
-        named = sources(settings)
+        data_options = merged(given, saved["options"])
+        named = sources(data_options)
         if options.html and len(options.checkpoint) * len(named) > 1:
             raise ValueError("--html shows one result: give one --checkpoint and one --dataset")
         if any(source.name != "scenes" for source in named):
             warn_of_scenes(saved)
         for source in named:
-            data = RetrievalData(_alone(settings, source), source)
-            jobs.append(Job(name, data, _shared_images(decoded, data, options.split, saved)))
+            data = RetrievalData(options_of_one(data_options, source), source)
+            place = data.name, data.annotations.origin
+            if place not in reported:
+                reported.add(place)
+                data.report()
+            content = image_content(data, options.split, saved)
+            if content not in image_sets:
+                image_sets[content] = _read_images(data, options.split, saved)
+            jobs.append(Job(name, data, image_sets[content]))
     return jobs
 
 
-def _shared_images(decoded, data, split, saved):
-    """The split's ImageSet; one that an earlier checkpoint had too is not decoded again."""
-    settings, image_size = data.options, saved["definition"]["image_size"]
-    exchanged = settings["seed"] if settings["graph_control"] == "exchanged" else None
-    published = settings["graph"] == "published"
-    how = settings["max_objects"], settings["graph_control"], exchanged, published
-    key = str((data.files(split), image_size, saved["labels"], how))
-    place = data.name, split, data.annotations.origin
-    if place not in decoded:
-        decoded[place] = None
-        data.report()
-    if key not in decoded:
-        decoded[key] = data.image_set(split, image_size, LabelMap(saved["labels"]))
-        require_readable(decoded[key])
-    return decoded[key]
+class ImageContent(NamedTuple):
+    """All that decides what an ImageSet holds: checkpoints for which it is equal share the set."""
+
+    files: tuple
+    detections: tuple  # a file or None for each image
+    problems: tuple  # images that were not found
+    image_size: int
+    labels: tuple
+    max_objects: int
+    graph_control: str
+    exchange_seed: int | None  # None where no graphs are exchanged
+    published: bool  # whether graphs are the published ones
 
 
-def _content(job, saved, options, given, found):
+def image_content(data, split, saved):
+    """The ImageContent of a split of RetrievalData for a checkpoint's model."""
+    files, detections, problems = data.files(split)
+    exchanged = data.options["graph_control"] == "exchanged"
+    return ImageContent(
+        files=tuple(files),
+        detections=tuple(detections),
+        problems=tuple(problems),
+        image_size=saved["definition"]["image_size"],
+        labels=tuple(saved["labels"]),
+        max_objects=data.options["max_objects"],
+        graph_control=data.options["graph_control"],
+        exchange_seed=data.options["seed"] if exchanged else None,
+        published=data.options["graph"] == "published",
+    )
+
+
+def _read_images(data, split, saved):
+    """The ImageSet of a split for a checkpoint's model; ValueError for images that are not read."""
+    images = data.image_set(split, saved["definition"]["image_size"], LabelMap(saved["labels"]))
+    require_readable(images)
+    return images
+
+
+# ------------------------------------------------------------------ the script
+
+
+def _result(job, saved, options, given, found):
     """A result as it is written to --json."""
-    path, records = Path(saved.get("path", job.checkpoint)), job.data.records(options.split)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    table = per_image(found, [record.name for record in records], KS)
+    records = job.data.records(options.split)
+    weights_file = Path(saved.get("path", job.checkpoint))
+    table_by_image = per_image(found, [record.name for record in records], KS)
     return {
         "dataset": job.data.name,
         "split": options.split,
         "origin": job.data.annotations.origin,
         "checkpoint": job.checkpoint,
-        "checkpoint_sha256": digest,  # of the file, for a CLIP's name or folder too
+        # Of the file, for a CLIP's name or folder too.
+        "checkpoint_sha256": hashlib.sha256(weights_file.read_bytes()).hexdigest(),
         "definition": saved["definition"],
         "epoch": saved.get("epoch"),
         "caption_equivalence": options.caption_equivalence,
@@ -228,21 +222,20 @@ def _content(job, saved, options, given, found):
         "training_options": saved["options"],
         "left_out": saved.get("left_out"),
         **measure(found),
-        "intervals": bootstrap(table),
-        "per_image": table,
+        "intervals": bootstrap(table_by_image),
+        "per_image": table_by_image,
     }
 
 
-def _write_queries(job, options, result, found, rows):
-    """Add a result's queries to those for --ranks, and write --html."""
-    captions = [text for record in job.data.records(options.split) for text in record.captions]
-    own = query_rows(found, result["per_image"]["names"], captions)
-    rows += [{"checkpoint": job.checkpoint, "dataset": job.data.name, **row} for row in own]
-    if options.html:
-        chosen = worst_and_best(own)
-        for query in (query for queries in chosen.values() for query in queries):
+def _write_html(path, job, split, result, found, queries):
+    """Write a result's worst and best queries, each with its top items, to --html."""
+    captions = captions_of(job.data.records(split))
+    chosen = worst_and_best(queries)
+    for own in chosen.values():
+        for query in own:
             query["items"] = top_items(found, captions, query["direction"], query["query"])
-        page.write_page(options.html, result, chosen, *job.data.files(options.split)[:2])
+    files, detections, _ = job.data.files(split)
+    write_page(path, result, chosen, files, detections)
 
 
 def parse(arguments=None):
@@ -253,14 +246,15 @@ def parse(arguments=None):
 
 def _compare_files(paths):
     """Print how two result files differ, and return the comparisons."""
-    first, second = map(report.read_results, paths)
+    first, second = [read_results(path) for path in paths]
     try:
         found = compare(first, second, FREE)
     except ValueError as error:
         raise ValueError(f"--compare {' '.join(paths)}: {error}") from None
-    print(report.comparison(found))
-    held = [{f"{result['dataset']} {result['split']}" for result in own} for own in (first, second)]
-    for place in sorted(held[0] ^ held[1]):
+    print(comparison(found))
+    places_of_first = {f"{result['dataset']} {result['split']}" for result in first}
+    places_of_second = {f"{result['dataset']} {result['split']}" for result in second}
+    for place in sorted(places_of_first ^ places_of_second):
         print(f"{place}: in one of the files only")
     return found
 
@@ -271,26 +265,42 @@ def main(arguments=None):
     if options.compare:
         return _compare_files(options.compare)
     device = pick_device(options.device)
-    # Read twice where there are several, so that only one at a time is in memory.
-    load = lru_cache(maxsize=1)(partial(load_model, device=device, activation=options.activation))
+
+    @lru_cache(maxsize=1)  # several are read twice: only one at a time shall be in memory
+    def load(checkpoint):
+        return load_model(checkpoint, device, options.activation)
+
     results, rows = [], []
     for job in prepare(options, given, load):
         model, saved = load(job.checkpoint)
-        records, workers = job.data.records(options.split), job.data.options["workers"]
-        how = device, options.batch_size, workers, options.caption_equivalence
-        found = retrieve(model, job.images, records, *how)
-        results.append(_content(job, saved, options, given, found))
+        records = job.data.records(options.split)
+        found = retrieve(
+            model,
+            job.images,
+            records,
+            device,
+            batch_size=options.batch_size,
+            workers=job.data.options["workers"],
+            equivalence=options.caption_equivalence,
+        )
+        result = _result(job, saved, options, given, found)
+        results.append(result)
         if options.ranks or options.html:
-            _write_queries(job, options, results[-1], found, rows)
-    print(report.table(results, FREE))
+            queries = query_rows(found, result["per_image"]["names"], captions_of(records))
+            for query in queries:
+                rows.append({"checkpoint": job.checkpoint, "dataset": job.data.name, **query})
+            if options.html:
+                _write_html(options.html, job, options.split, result, found, queries)
+    print(table(results, FREE))
     if options.json:
-        command = sys.argv[1:] if arguments is None else arguments
-        report.write_results(options.json, shlex.join(["python", "evaluate.py", *command]), results)
+        words = sys.argv[1:] if arguments is None else arguments
+        write_results(options.json, shlex.join(["python", "evaluate.py", *words]), results)
     if options.ranks:
-        which = ("checkpoint", "dataset") if len(results) > 1 else ()
-        report.write_ranks(options.ranks, rows, which)
-    for path in filter(None, (options.json, options.ranks, options.html)):
-        print(f"written to {path}")
+        further = ("checkpoint", "dataset") if len(results) > 1 else ()
+        write_ranks(options.ranks, rows, further)
+    for path in (options.json, options.ranks, options.html):
+        if path:
+            print(f"written to {path}")
     return results
 
 

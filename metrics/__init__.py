@@ -1,1 +1,1 @@
-"""What is measured and how it is shown: ranks, intervals, tables, a page."""
+"""What is measured and how it is shown: ranks, protocol, queries, intervals, tables, page."""

@@ -3,15 +3,17 @@
 import base64
 import html
 import io
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from dataset import images
 from det_formats.det_json import load_detections
-from metrics.tables import DIRECTIONS, detailed
+from metrics.ranks import direction_name
+from metrics.tables import detailed
 from V_Graph import build_graph, draw_graph
 
-LARGE, SMALL = 448, 192  # pixels of the longer side of the page's pictures
+LARGE = 448  # pixels of the longer side of a query's picture
+SMALL = 192  # and of the pictures of its items
 
 _STYLE = """
 body { font: 15px/1.4 sans-serif; margin: 2em; color-scheme: light dark }
@@ -32,7 +34,8 @@ def picture(path, detections, side):
     """
     image = images.open_image(path)
     scale = LARGE / max(image.size)
-    image = image.resize([max(1, round(scale * length)) for length in image.size])
+    width, height = image.size
+    image = image.resize([max(1, round(scale * width)), max(1, round(scale * height))])
     found = load_detections(detections) if detections else []
     for entry in found:
         entry["bbox"][:4] = [scale * length for length in entry["bbox"][:4]]
@@ -44,66 +47,98 @@ def picture(path, detections, side):
 
 
 def _figure(jpeg, name, note="", own=False):
-    name, data = html.escape(name), base64.b64encode(jpeg).decode()
+    """A picture with its name below it; note stands before the name."""
+    kind = "own" if own else "other"
+    name = html.escape(name)
+    data = base64.b64encode(jpeg).decode()
     return (
-        f'<figure class="{"own" if own else "other"}"><img alt="{name}" '
-        f'src="data:image/jpeg;base64,{data}"><figcaption>{note}{name}</figcaption></figure>'
+        f'<figure class="{kind}"><img alt="{name}" src="data:image/jpeg;base64,{data}">'
+        f"<figcaption>{note}{name}</figcaption></figure>"
     )
 
 
-def _items(query, names, draw):
-    """The top items of a query: pictures, or a list of captions."""
-    parts = []
-    for place, item in enumerate(query["items"], start=1):
-        score = f"{item['score']:.3f} {'own ' if item['own'] else ''}"
-        if "image" in item:
-            jpeg, name = draw(item["image"], SMALL), names[item["image"]]
-            parts.append(_figure(jpeg, name, f"{place}. {score}", item["own"]))
-        else:
-            times = f" ({item['rows']} times)" if item["rows"] > 1 else ""
-            kind = "own" if item["own"] else "other"
-            parts.append(f'<li class="{kind}">{score}{html.escape(item["caption"])}{times}</li>')
-    tag = "div" if query["direction"] == "text_to_image" else "ol"
-    return f'<{tag} class="items">{"".join(parts)}</{tag}>'
+def _score(item):
+    """An item's score as it stands before its name."""
+    return f"{item['score']:.3f} {'own ' if item['own'] else ''}"
+
+
+def _pictures(items, names, draw):
+    """The top images of a text."""
+    figures = []
+    for place, item in enumerate(items, start=1):
+        image = item["image"]
+        note = f"{place}. {_score(item)}"
+        figures.append(_figure(draw(image, SMALL), names[image], note, item["own"]))
+    return f'<div class="items">{"".join(figures)}</div>'
+
+
+def _captions(items):
+    """The top captions of an image."""
+    lines = []
+    for item in items:
+        kind = "own" if item["own"] else "other"
+        times = f" ({item['times']} times)" if item["times"] > 1 else ""
+        lines.append(f'<li class="{kind}">{_score(item)}{html.escape(item["caption"])}{times}</li>')
+    return f'<ol class="items">{"".join(lines)}</ol>'
 
 
 def _article(query, names, draw):
-    ties = query["optimistic"] < query["pessimistic"]
-    between = f", ties: {query['optimistic']} to {query['pessimistic']}" if ties else ""
-    asked = "" if query["direction"] == "text_to_image" else "best own caption: "
-    text = f"<p>{asked}{html.escape(query['caption'])}</p>{_items(query, names, draw)}"
+    """A query with its picture, its caption and its top items."""
+    ties = ""
+    if query["optimistic"] < query["pessimistic"]:
+        ties = f", ties: {query['optimistic']} to {query['pessimistic']}"
+    caption = html.escape(query["caption"])
+    if query["direction"] == "text_to_image":
+        items = _pictures(query["items"], names, draw)
+    else:
+        caption = f"best own caption: {caption}"
+        items = _captions(query["items"])
     return (
-        f"<article><h3>rank {query['rank']:.4g}{between}, score {query['score']:.3f}</h3>"
+        f"<article><h3>rank {query['rank']:.4g}{ties}, score {query['score']:.3f}</h3>"
         f'<div class="query">{_figure(draw(query["number"], LARGE), query["image"])}'
-        f'<div class="text">{text}</div></div></article>'
+        f'<div class="text"><p>{caption}</p>{items}</div></div></article>'
+    )
+
+
+def _about(result):
+    """What was measured, in words."""
+    trained = " ".join(result["training_options"]["dataset"] or ["nothing here, a plain CLIP"])
+    graph = result["training_options"]["graph"]
+    control = result["data_options"]["graph_control"]
+    return (
+        f"{result['checkpoint']}, trained on {trained}, epoch {result['epoch']}, "
+        f"graph {graph} ({control}). Split: {result['origin']}. "
+        "The boxes are the images' own detections."
     )
 
 
 def page(result, chosen, draw):
     """A result and some of its queries as one HTML file that needs no other, and no script.
 
-    chosen: {(direction, "worst" or "best"): queries}, each a dict as of `ranks.query_rows` with
-    `items` of `ranks.top_items`. draw: gives the JPEG bytes of (number of the image, side).
+    chosen: {(direction, "worst" or "best"): queries}, each a dict as of `queries.query_rows` with
+    `items` of `queries.top_items`. draw: gives the JPEG bytes of (number of the image, side).
     """
     names = result["per_image"]["names"]
     title = html.escape(f"{result['dataset']} {result['split']}")
-    trained = " ".join(result["training_options"]["dataset"] or ["nothing here, a plain CLIP"])
-    about = f"{result['checkpoint']}, trained on {trained}, epoch {result['epoch']}"
-    graphs = result["training_options"]["graph"], result["data_options"]["graph_control"]
-    about += f", graph {graphs[0]} ({graphs[1]}). Split: {result['origin']}. "
-    about += "The boxes are the images' own detections."
+    about = html.escape(_about(result))
     figures = html.escape(detailed(result))
-    parts = [f"<h1>{title}</h1><p>{html.escape(about)}</p><pre>{figures}</pre>"]
+    parts = [f"<h1>{title}</h1><p>{about}</p><pre>{figures}</pre>"]
     for (direction, kind), queries in chosen.items():
-        parts.append(f"<h2>{DIRECTIONS[direction]}: the {len(queries)} {kind}</h2>")
-        parts += [_article(query, names, draw) for query in queries]
+        parts.append(f"<h2>{direction_name(direction)}: the {len(queries)} {kind}</h2>")
+        for query in queries:
+            parts.append(_article(query, names, draw))
+    body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
 
 def write_page(path, result, chosen, files, detections):
     """Write `page`, its pictures drawn from image files and their detection files or None."""
-    draw = lru_cache(maxsize=None)(lambda i, side: picture(files[i], detections[i], side))
+
+    @cache  # an image is among the items of many queries
+    def draw(image, side):
+        return picture(files[image], detections[image], side)
+
     Path(path).write_text(page(result, chosen, draw), encoding="utf-8")

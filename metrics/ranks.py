@@ -4,7 +4,8 @@ Everything here is arrays in, arrays out; evaluate.py makes figures of it. Ties 
 captions have identical features. A rank is therefore an expectation under random order of the tied,
 computed exactly, with an optimistic and a pessimistic bound.
 
-Sizes in the shapes below: I images, T caption rows, U distinct texts, Q queries, G gallery items.
+Sizes in the shapes below: I images, T texts (captions, each as often as it was written), U distinct
+texts, K groups of texts, Q queries, G gallery items.
 """
 
 from typing import NamedTuple
@@ -12,19 +13,34 @@ from typing import NamedTuple
 import numpy as np
 
 KS = (1, 5, 10)  # of the recalls that the field reports
-
-
 DIRECTIONS = ("image_to_text", "text_to_image")
+CHUNK = 1024  # queries ranked at once: memory grows with it
 
 
-_CHUNK = 1024  # queries ranked at once
+def direction_name(direction):
+    """A direction in words: "image to text"."""
+    return direction.replace("_", " ")
+
+
+# ------------------------------------------------------------------ queries against a gallery
+
+
+class Queries(NamedTuple):
+    """Some queries and the gallery that they are asked of.
+
+    Equal texts are one gallery item that counts as several: ranks count texts, not items.
+    """
+
+    scores: np.ndarray  # (Q, G)
+    relevant: np.ndarray  # (Q, G) how many of the item's texts (or images) are relevant
+    counts: np.ndarray  # (G,) how many texts (or images) the item stands for
 
 
 class Ranks(NamedTuple):
     """Where each query's best relevant item stands: all (Q,) integer arrays."""
 
-    better: np.ndarray  # items that score higher
-    tied: np.ndarray  # items that score the same, itself included
+    better: np.ndarray  # texts (or images) that score higher
+    tied: np.ndarray  # those that score the same, itself included
     relevant: np.ndarray  # relevant ones among the tied
 
     def expected(self):
@@ -49,93 +65,151 @@ class Ranks(NamedTuple):
         return (worst <= k).astype(float), 1 - miss, (best <= k).astype(float)
 
 
-def rank(scores, relevant, rows):
-    """Ranks of the best relevant item of each query.
-
-    scores: (Q, G); relevant: (Q, G), how many of an item's gallery rows are relevant to the query;
-    rows: (G,), how many gallery rows the item stands for.
-    """
+def ranks_of(queries):
+    """The `Ranks` of `Queries`."""
+    scores, relevant, counts = queries
     best = np.where(relevant > 0, scores, -np.inf).max(axis=1, keepdims=True)  # (Q, 1)
+    higher = scores > best
     equal = scores == best
-    better = ((scores > best) * rows).sum(axis=1)
-    return Ranks(better, (equal * rows).sum(axis=1), (equal * relevant).sum(axis=1))
+    return Ranks(
+        better=(higher * counts).sum(axis=1),
+        tied=(equal * counts).sum(axis=1),
+        relevant=(equal * relevant).sum(axis=1),
+    )
 
 
-def rivals(scores, relevant, rows):
-    """The best relevant and the best wrong item of each query: (own, rival), each (Q,).
+class Rivals(NamedTuple):
+    """The gallery items that decide each query: all (Q,) integer arrays."""
 
-    The arguments are those of `rank`. Where nothing is wrong, the rival is -1.
-    """
+    own: np.ndarray  # the best-scoring relevant item
+    wrong: np.ndarray  # the best-scoring item not all of which is relevant, -1 for none
+
+
+def rivals_of(queries):
+    """The `Rivals` of `Queries`; the first one where several score the same."""
+    scores, relevant, counts = queries
+    partly_wrong = counts > relevant  # (Q, G)
     own = np.where(relevant > 0, scores, -np.inf).argmax(axis=1)
-    wrong = rows > relevant
-    rival = np.where(wrong, scores, -np.inf).argmax(axis=1)
-    return own, np.where(wrong.any(axis=1), rival, -1)
+    wrong = np.where(partly_wrong, scores, -np.inf).argmax(axis=1)
+    return Rivals(own, np.where(partly_wrong.any(axis=1), wrong, -1))
 
 
 # ------------------------------------------------------------------ both directions
 
 
 class Retrieval(NamedTuple):
-    """Scores of a split's images and texts, and which belong together; made by `retrieval`."""
+    """Scores of a split's images and texts, and which belong together; made by `retrieval`.
 
-    scores: np.ndarray  # (I, U), images by distinct texts
-    image_of_text: np.ndarray  # (T,) the image of each caption row
-    text_index: np.ndarray  # (T,) the column of each caption row
-    groups: np.ndarray  # (T,) a row is relevant to every image that owns its group
-    owns: np.ndarray  # (I, groups) 0 or 1
-    texts: np.ndarray  # (groups, U) how many rows of the group a text stands for
+    Equal texts are scored once, as one distinct text, and counted as often as they were written. An
+    example: image 0 has the text "a ship", image 1 has the texts "a ship" and "a plane". These are
+    three texts, two of them distinct:
 
-    def image_queries(self, which):
-        """Images `which` as queries: (scores (Q, U), relevant (Q, U), rows (U,)) for `rank`."""
-        relevant = (self.owns[which] @ self.texts).astype(int)
-        return self.scores[which], relevant, self.texts.sum(axis=0).astype(int)
+        image_of_text     [0, 1, 1]
+        distinct_of_text  [0, 0, 1]
 
-    def text_queries(self, which):
-        """Caption rows `which` as queries: (scores (Q, I), relevant (Q, I), rows (I,))."""
-        relevant = self.owns[:, self.groups[which]].T.astype(int)
-        rows = np.ones(len(self.scores), dtype=int)
-        return self.scores[:, self.text_index[which]].T, relevant, rows
+    A text is relevant to every image that owns a text of the same group. Usually there is a group
+    for each image, its own texts:
 
-    def in_chunks(self, function):
-        """Columns of function(scores, relevant, rows) over all queries: (of images, of texts)."""
-        found = []
-        for queries, count in (
-            (self.image_queries, len(self.scores)),
-            (self.text_queries, len(self.text_index)),
-        ):
-            starts = range(0, count, _CHUNK)
-            parts = [function(*queries(slice(start, start + _CHUNK))) for start in starts]
-            found.append([np.concatenate(column) for column in zip(*parts, strict=True)])
-        return tuple(found)
+        group_of_text     [0, 1, 1]
+        owns_group        [[1, 0],    image 0 owns group 0
+                           [0, 1]]    image 1 owns group 1
+        group_counts      [[1, 0],    group 0 holds "a ship" once
+                           [1, 1]]    group 1 holds each once
+
+    The product of the two matrices, [[1, 0], [1, 1]], counts for each image how many of the texts
+    that a distinct text stands for are relevant. "a ship" stands for two texts, one of which is
+    relevant to image 0: a tie of two, whose expected rank is 1.5.
+
+    Where equal captions shall fit equal images, there is a group for each distinct text:
+
+        group_of_text     [0, 0, 1]
+        owns_group        [[1, 0],    image 0 owns "a ship"
+                           [1, 1]]    image 1 owns both
+        group_counts      [[2, 0],    "a ship" was written twice
+                           [0, 1]]    "a plane" once
+
+    Now the product is [[2, 0], [2, 1]]. Both texts "a ship" are relevant to image 0: rank 1.
+    """
+
+    scores: np.ndarray  # (I, U)
+    image_of_text: np.ndarray  # (T,)
+    distinct_of_text: np.ndarray  # (T,)
+    group_of_text: np.ndarray  # (T,)
+    owns_group: np.ndarray  # (I, K) 0 or 1
+    group_counts: np.ndarray  # (K, U)
+
+    def image_queries(self, images):
+        """`Queries` of some images, a slice or a list; their gallery is the distinct texts."""
+        return Queries(
+            scores=self.scores[images],
+            relevant=(self.owns_group[images] @ self.group_counts).astype(int),
+            counts=self.group_counts.sum(axis=0).astype(int),
+        )
+
+    def text_queries(self, texts):
+        """`Queries` of some texts, a slice or a list; their gallery is the images."""
+        return Queries(
+            scores=self.scores[:, self.distinct_of_text[texts]].T,
+            relevant=self.owns_group[:, self.group_of_text[texts]].T.astype(int),
+            counts=np.ones(len(self.scores), dtype=int),
+        )
 
     def ranks(self):
-        """Ranks in both directions: (image to text (I), text to image (T))."""
-        to_text, to_image = self.in_chunks(rank)
-        return Ranks(*to_text), Ranks(*to_image)
+        """`Ranks` of all queries: (of the images (I,), of the texts (T,))."""
+        of_images = _in_chunks(ranks_of, self.image_queries, count=len(self.scores))
+        of_texts = _in_chunks(ranks_of, self.text_queries, count=len(self.image_of_text))
+        return of_images, of_texts
+
+    def rivals(self):
+        """`Rivals` of all queries: (of the images (I,), of the texts (T,))."""
+        of_images = _in_chunks(rivals_of, self.image_queries, count=len(self.scores))
+        of_texts = _in_chunks(rivals_of, self.text_queries, count=len(self.image_of_text))
+        return of_images, of_texts
 
 
-def retrieval(scores, image_of_text, text_index=None, groups=None):
-    """A Retrieval of scores (I, U); ValueError on NaN and for an image without caption.
+def _in_chunks(function, queries_of, count):
+    """`function`, which is `ranks_of` or `rivals_of`, of `count` queries, CHUNK of them at a time.
 
-    image_of_text: (T,) the image of each caption row; text_index: (T,) the column of each row, by
-    default the row itself (U = T). groups: (T,) ids; a caption is relevant to every image that has
-    one of the same group (default: its image alone).
+    queries_of: gives the `Queries` of a slice.
     """
-    scores, image_of_text = np.asarray(scores), np.asarray(image_of_text)
-    text_index = np.arange(len(image_of_text)) if text_index is None else np.asarray(text_index)
-    groups = image_of_text if groups is None else np.asarray(groups)
+    parts = []
+    for start in range(0, count, CHUNK):
+        queries = queries_of(slice(start, start + CHUNK))
+        parts.append(function(queries))
+    kind = type(parts[0])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return kind(*columns)
+
+
+def retrieval(scores, image_of_text, distinct_of_text=None, group_of_text=None):
+    """A `Retrieval` of scores (I, U); ValueError on NaN and for an image without caption.
+
+    image_of_text: (T,) the image that each text was written for. distinct_of_text: (T,) the column
+    of each text; by default its own, U = T. group_of_text: (T,) ids; a text is relevant to every
+    image that owns one of the same group, by default to its own image alone.
+    """
+    scores = np.asarray(scores)
+    image_of_text = np.asarray(image_of_text)
     _check(scores, image_of_text)
-    groups = np.unique(groups, return_inverse=True)[1]
-    owns = np.zeros((len(scores), groups.max() + 1), dtype=np.float32)
-    owns[image_of_text, groups] = 1
-    texts = np.zeros((owns.shape[1], scores.shape[1]), dtype=np.float32)
-    np.add.at(texts, (groups, text_index), 1)
-    return Retrieval(scores, image_of_text, text_index, groups, owns, texts)
-
-
-def retrieval_ranks(scores, image_of_text, text_index=None, groups=None):
-    """Ranks in both directions, (image to text (I), text to image (T)), as `retrieval` takes it."""
-    return retrieval(scores, image_of_text, text_index, groups).ranks()
+    if distinct_of_text is None:
+        distinct_of_text = np.arange(len(image_of_text))
+    if group_of_text is None:
+        group_of_text = image_of_text
+    distinct_of_text = np.asarray(distinct_of_text)
+    groups, group_of_text = np.unique(group_of_text, return_inverse=True)
+    # float32: numpy multiplies integer matrices slowly, and counts below 2**24 stay exact.
+    owns_group = np.zeros((len(scores), len(groups)), dtype=np.float32)
+    owns_group[image_of_text, group_of_text] = 1
+    group_counts = np.zeros((len(groups), scores.shape[1]), dtype=np.float32)
+    np.add.at(group_counts, (group_of_text, distinct_of_text), 1)
+    return Retrieval(
+        scores=scores,
+        image_of_text=image_of_text,
+        distinct_of_text=distinct_of_text,
+        group_of_text=group_of_text,
+        owns_group=owns_group,
+        group_counts=group_counts,
+    )
 
 
 def _check(scores, image_of_text):
@@ -147,116 +221,27 @@ def _check(scores, image_of_text):
 
 
 def per_image(found, names, ks):
-    """What intervals.py needs: names, numbers of captions, and the chance of a hit for each k.
+    """What intervals.py needs of a `Retrieval`, as a dict of lists with an entry for each image.
 
-    names: of the I images. For texts as queries the chances are summed over an image's captions.
+    names: of the I images. Beside the names it holds the number of captions and, for each direction
+    and each k, the chance of a hit; for texts as queries its sum over the image's captions.
     """
-    to_text, to_image = ({f"R@{k}": side.recall(k)[1] for k in ks} for side in found.ranks())
-    sums = {key: np.bincount(found.image_of_text, hits) for key, hits in to_image.items()}
+    of_images, of_texts = found.ranks()
+    image_hits = {}
+    text_hits = {}
+    for k in ks:
+        _, expected, _ = of_images.recall(k)
+        image_hits[f"R@{k}"] = _rounded(expected)
+        _, expected, _ = of_texts.recall(k)
+        text_hits[f"R@{k}"] = _rounded(np.bincount(found.image_of_text, weights=expected))
     return {
         "names": list(names),
         "captions": np.bincount(found.image_of_text).tolist(),
-        # Rounded, so that files stay small; figures move by less than a hundredth of a point.
-        "image_to_text": {key: hits.round(4).tolist() for key, hits in to_text.items()},
-        "text_to_image": {key: hits.round(4).tolist() for key, hits in sums.items()},
+        "image_to_text": image_hits,
+        "text_to_image": text_hits,
     }
 
 
-# ------------------------------------------------------------------ single queries
-
-
-def _row(found, image, column, own):
-    """The first caption row in a column that fits the image, or that does not."""
-    rows = np.flatnonzero(found.text_index == column)
-    return rows[(found.owns[image, found.groups[rows]] > 0) == own][0]
-
-
-def query_rows(found, names, captions):
-    """What became of each query, images first: a list of dicts.
-
-    names: of the I images; captions: the T strings. Fields: direction, query (its number among the
-    I images or T captions), number and name of its image, caption (of an image its best-scoring
-    one), rank (expected), optimistic, pessimistic, score (of the best relevant item), competitor
-    (the best-scoring wrong caption or image) and its score, both None where nothing is wrong.
-    """
-    result = []
-    sides = zip(DIRECTIONS, found.ranks(), found.in_chunks(rivals), strict=True)
-    for direction, ranks, (own, rival) in sides:
-        columns = (own, rival, ranks.expected(), *ranks.bounds())
-        for q, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            result.append(_query_row(found, names, captions, direction, q, *row))
-    return result
-
-
-def _query_row(found, names, captions, direction, q, own, rival, expected, best, worst):
-    if direction == "image_to_text":
-        image, caption = q, _row(found, q, own, True)
-        scores = found.scores[q]
-        competitor = captions[_row(found, q, rival, False)] if rival >= 0 else None
-    else:
-        image, caption = found.image_of_text[q], q
-        scores = found.scores[:, found.text_index[q]]
-        competitor = names[rival] if rival >= 0 else None
-    return {
-        "direction": direction,
-        "query": q,
-        "number": int(image),
-        "image": names[image],
-        "caption": captions[caption],
-        "rank": expected,
-        "optimistic": best,
-        "pessimistic": worst,
-        "score": float(scores[own]),
-        "competitor": competitor,
-        "competitor_score": float(scores[rival]) if rival >= 0 else None,
-    }
-
-
-def worst_and_best(rows, worst=20, best=10):
-    """Some of `query_rows`, the most extreme first: {(direction, "worst" or "best"): queries}.
-
-    Among equal ranks counts how far the competitor is ahead. No image and no sentence is taken
-    twice as a query.
-    """
-
-    def place(row):
-        ahead = -np.inf if row["competitor"] is None else row["competitor_score"] - row["score"]
-        return row["rank"], ahead
-
-    chosen = {}
-    for direction in DIRECTIONS:
-        own, taken = [row for row in rows if row["direction"] == direction], set()
-        for kind, number in (("worst", worst), ("best", best)):
-            own.sort(key=place, reverse=kind == "worst")
-            chosen[direction, kind] = _first(own, number, taken)
-    return chosen
-
-
-def _first(rows, number, taken):
-    """So many of the first rows, and of those with equal queries only one."""
-    chosen = []
-    for row in rows:
-        query = row["query"] if row["direction"] == "image_to_text" else row["caption"]
-        if query not in taken and len(chosen) < number:
-            taken.add(query)
-            chosen.append(row)
-    return chosen
-
-
-def top_items(found, captions, direction, q, top=10):
-    """The best-scoring items of a query, best first: [{"image" or "caption", "score", "own"}].
-
-    Images are numbers. A caption stands once for all of its `rows` in the gallery; `own` says
-    whether the query's image has it, or whether the image is one that the caption was written for.
-    """
-    queries = found.image_queries if direction == "image_to_text" else found.text_queries
-    scores, relevant, rows = queries([q])
-    items = []
-    for item in np.argsort(-scores[0], kind="stable")[:top].tolist():
-        entry = {"score": float(scores[0, item]), "own": bool(relevant[0, item] > 0)}
-        if direction == "image_to_text":
-            caption = captions[_row(found, q, item, entry["own"])]
-            items.append({"caption": caption, "rows": int(rows[item]), **entry})
-        else:
-            items.append({"image": item, **entry})
-    return items
+def _rounded(hits):
+    """So that files stay small; figures move by less than a hundredth of a point."""
+    return hits.round(4).tolist()

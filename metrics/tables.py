@@ -1,7 +1,7 @@
-"""Results for people: tables, result files, ranks as CSV, a page of queries, learning curves.
+"""Results for people: tables, result files, ranks as CSV.
 
 A result is a dict as evaluate.py makes it: figures in percent, their intervals, what they were
-measured on. What is here takes plain data; only functions that read, write and draw touch files.
+measured on. What is here takes plain data; only functions that read and write touch files.
 """
 
 import csv
@@ -9,12 +9,10 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-from metrics.intervals import method
+from metrics.intervals import by_place, method, seeds_of
+from metrics.ranks import DIRECTIONS, direction_name
 
-DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
-
-
-_WIDE = 0.1  # points by which ties have to move a figure to be mentioned
+WIDE = 0.1  # points by which ties have to move a figure to be mentioned
 
 
 def recalls_of(side):
@@ -27,12 +25,16 @@ def recalls_of(side):
 
 def table(results, free=("out",)):
     """One result in detail, several as in `summary`."""
-    return detailed(results[0]) if len(results) == 1 else summary(results, free)
+    if len(results) == 1:
+        return detailed(results[0])
+    return summary(results, free)
 
 
-def _ties(low, value, high):
-    """The bounds that ties leave open, in words, where they are wide."""
-    return f"between {low:.1f} and {high:.1f}" if max(high - value, value - low) >= _WIDE else ""
+def _ties(pessimistic, value, optimistic):
+    """The bounds that ties leave open, in words; empty where they are narrow."""
+    if max(optimistic - value, value - pessimistic) < WIDE:
+        return ""
+    return f"between {pessimistic:.1f} and {optimistic:.1f}"
 
 
 def _ties_of_mean(result):
@@ -42,57 +44,29 @@ def _ties_of_mean(result):
 def detailed(result):
     """All figures of a result, with bounds where ties leave 0.1 point or more open."""
     recalls = recalls_of(result["image_to_text"])
-    heads = "".join(f"{name:>7s}" for name in recalls)
     equal = ", equal captions counted as one" if result["caption_equivalence"] else ""
+    heads = "".join(f"{recall:>7s}" for recall in recalls)
     lines = [
         f"{result['dataset']} {result['split']}: {result['images']} images, {result['captions']} "
         f"captions ({result['distinct_texts']} distinct){equal}",
         f"{'':15s}{heads}{'mean rank':>12s}{'median':>9s}",
     ]
-    for key, name in DIRECTIONS.items():
-        side = result[key]
+    for direction in DIRECTIONS:
+        side = result[direction]
         values = "".join(f"{side[recall]:7.1f}" for recall in recalls)
-        lines.append(f"{name:15s}{values}{side['mean_rank']:12.1f}{side['median_rank']:9.1f}")
+        lines.append(
+            f"{direction_name(direction):15s}{values}"
+            f"{side['mean_rank']:12.1f}{side['median_rank']:9.1f}"
+        )
         for recall in recalls:
-            bounds = side["pessimistic"][recall], side[recall], side["optimistic"][recall]
-            lines += [f"  ties: {recall} {ties}" for ties in [_ties(*bounds)] if ties]
-    ties, (low, high) = _ties_of_mean(result), result["intervals"]["mR"]
+            ties = _ties(side["pessimistic"][recall], side[recall], side["optimistic"][recall])
+            if ties:
+                lines.append(f"  ties: {recall} {ties}")
+    low, high = result["intervals"]["mR"]
+    ties = _ties_of_mean(result)
     ties = f" (ties: {ties})" if ties else ""
     lines.append(f"mR {result['mR']:.1f}, 95 % interval {low:.1f} to {high:.1f}{ties}")
     return "\n".join(lines)
-
-
-def _figures(result):
-    sides = [result[direction] for direction in DIRECTIONS]
-    return [*(side[name] for side in sides for name in recalls_of(side)), result["mR"]]
-
-
-def _row(result):
-    *recalls, total = [f"{value:.1f}" for value in _figures(result)]
-    low, high = result["intervals"]["mR"]
-    total = f"{total} [{low:.1f}, {high:.1f}]"
-    place = [result["checkpoint"], result["dataset"], result["split"], str(result["images"])]
-    return [*place, *recalls, total, _ties_of_mean(result)]
-
-
-def _seeds(results, free):
-    """Those of the results whose training differs in seed alone, in lists of two and more."""
-    groups = {}
-    for result in results:
-        groups.setdefault(method(result, free), []).append(result)
-    # Equal seeds are two files of one run, or plain CLIPs, which have no options of their own.
-    return [
-        group
-        for group in groups.values()
-        if 1 < len(group) == len({result["training_options"].get("seed") for result in group})
-    ]
-
-
-def _mean_row(group):
-    columns = zip(*map(_figures, group), strict=True)
-    cells = [f"{mean(column):.1f} ± {stdev(column):.1f}" for column in columns]
-    first, name = group[0], f"mean ± standard deviation of {len(group)}"
-    return [name, first["dataset"], first["split"], str(first["images"]), *cells, ""]
 
 
 def summary(results, free=("out",)):
@@ -101,63 +75,119 @@ def summary(results, free=("out",)):
     free: training options that may differ too, since they change no result.
     """
     recalls = recalls_of(results[0]["image_to_text"])
-    heads = [f"{name} {recall}" for name in ("to text", "to image") for recall in recalls]
+    heads = [f"{side} {recall}" for side in ("to text", "to image") for recall in recalls]
     rows = [["checkpoint", "data set", "split", "images", *heads, "mR [95 % interval]", "ties: mR"]]
-    note = ["equal captions counted as one"] if results[0]["caption_equivalence"] else []
-    for place in dict.fromkeys((result["dataset"], result["split"]) for result in results):
-        own = [result for result in results if (result["dataset"], result["split"]) == place]
-        rows += [*map(_row, own), *map(_mean_row, _seeds(own, free))]
-    return "\n".join([*_aligned(rows), *note])
+    for own in by_place(results).values():
+        for result in own:
+            rows.append(_row(result))
+        for group in _groups_of_seeds(own, free):
+            rows.append(_mean_row(group))
+    lines = _aligned(rows)
+    if results[0]["caption_equivalence"]:
+        lines.append("equal captions counted as one")
+    return "\n".join(lines)
+
+
+def _figures(result):
+    """The recalls of both directions, then mR."""
+    figures = []
+    for direction in DIRECTIONS:
+        side = result[direction]
+        figures += [side[recall] for recall in recalls_of(side)]
+    return [*figures, result["mR"]]
+
+
+def _row(result):
+    cells = [f"{value:.1f}" for value in _figures(result)]
+    low, high = result["intervals"]["mR"]
+    cells[-1] += f" [{low:.1f}, {high:.1f}]"
+    place = [result["checkpoint"], result["dataset"], result["split"], str(result["images"])]
+    return [*place, *cells, _ties_of_mean(result)]
+
+
+def _mean_row(group):
+    cells = []
+    for column in zip(*[_figures(result) for result in group], strict=True):
+        cells.append(f"{mean(column):.1f} ± {stdev(column):.1f}")
+    name = f"mean ± standard deviation of {len(group)}"
+    first = group[0]
+    return [name, first["dataset"], first["split"], str(first["images"]), *cells, ""]
+
+
+def _groups_of_seeds(results, free):
+    """Those of the results whose training differs in seed alone, in lists of two and more."""
+    groups = {}
+    for result in results:
+        groups.setdefault(method(result, free), []).append(result)
+    found = []
+    for group in groups.values():
+        # Equal seeds are two files of one run, or plain CLIPs, which have no options of their own.
+        seeds_differ = len(set(seeds_of(group))) == len(group)
+        if len(group) > 1 and seeds_differ:
+            found.append(group)
+    return found
 
 
 def _aligned(rows):
     """Rows of strings as lines; the first two columns are words, the others figures."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _difference(difference):
-    return f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(cell.ljust(width) if place < 2 else cell.rjust(width))
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def comparison(comparisons):
     """What `intervals.compare` found, in lines: differences in points with 95 % intervals."""
     lines = []
     for found in comparisons:
-        a, b = (figures["mR"] for figures in found.figures)
+        figures_a, figures_b = found.figures
+        runs_a, runs_b = found.runs
         lines.append(
-            f"{found.dataset} {found.split}, {found.images} images, {found.runs[0]} and "
-            f"{found.runs[1]} runs: mR {a:.1f} - {b:.1f} = {_difference(found.difference['mR'])}"
+            f"{found.dataset} {found.split}, {found.images} images, {runs_a} and {runs_b} runs: "
+            + _mean_recalls(figures_a["mR"], figures_b["mR"], found.difference["mR"])
         )
-        for key, name in DIRECTIONS.items():
-            cells = [f"{k} {_difference(value)}" for k, value in found.difference[key].items()]
-            lines.append(f"  {name}: {', '.join(cells)}")
+        for direction in DIRECTIONS:
+            cells = [
+                f"{recall} {_difference(difference)}"
+                for recall, difference in found.difference[direction].items()
+            ]
+            lines.append(f"  {direction_name(direction)}: {', '.join(cells)}")
         for seed, (a, b, difference) in found.pairs.items():
-            lines.append(f"  seed {seed}: mR {a:.1f} - {b:.1f} = {_difference(difference)}")
+            lines.append(f"  seed {seed}: {_mean_recalls(a, b, difference)}")
     return "\n".join(lines)
+
+
+def _mean_recalls(a, b, difference):
+    return f"mR {a:.1f} - {b:.1f} = {_difference(difference)}"
+
+
+def _difference(difference):
+    return f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
 # ------------------------------------------------------------------ files
 
 
 def _json(value, indent=""):
-    """JSON with a line an entry, but lists of numbers or strings on one line."""
+    """JSON with a line an entry, but lists of numbers or strings on one line.
+
+    The lists by image have thousands of entries; Python's `indent` gives each a line of its own.
+    """
     nested = isinstance(value, list) and any(isinstance(entry, (dict, list)) for entry in value)
-    if not value or not (nested or isinstance(value, dict)):
-        return json.dumps(value)
-    deeper = indent + " "
-    if isinstance(value, dict):
-        entries = [f"{json.dumps(key)}: {_json(entry, deeper)}" for key, entry in value.items()]
+    if isinstance(value, dict) and value:
+        entries = [f"{json.dumps(key)}: {_json(value[key], indent + ' ')}" for key in value]
+        opening, closing = "{", "}"
+    elif nested:
+        entries = [_json(entry, indent + " ") for entry in value]
+        opening, closing = "[", "]"
     else:
-        entries = [_json(entry, deeper) for entry in value]
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    return f"{opening}\n" + ",\n".join(deeper + entry for entry in entries) + f"\n{indent}{closing}"
+        return json.dumps(value)
+    lines = ",\n".join(f"{indent} {entry}" for entry in entries)
+    return f"{opening}\n{lines}\n{indent}{closing}"
 
 
 def write_results(path, command, results):
@@ -170,23 +200,39 @@ def read_results(path):
     """The results in a file of `write_results`; ValueError that names a file that is none."""
     remedy = "write result files with evaluate.py --json"
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
-        if results and all(result["per_image"]["names"] for result in results):
-            return results
+        text = Path(path).read_text(encoding="utf-8")
+        results = json.loads(text)["results"]
+        is_complete = bool(results) and all(result["per_image"]["names"] for result in results)
     except OSError as error:
         raise ValueError(f"{path}: not readable ({error.strerror}); {remedy}") from None
     except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path}: not a result file; {remedy}")
+        is_complete = False
+    if not is_complete:
+        raise ValueError(f"{path}: not a result file; {remedy}")
+    return results
 
 
-def write_ranks(path, rows, columns=()):
-    """Write `ranks.query_rows` as CSV, after the further columns that the rows have."""
-    columns = [*columns, "direction", "image", "caption", "rank", "optimistic", "pessimistic"]
-    columns += ["score", "competitor", "competitor_score"]
+def write_ranks(path, rows, further=()):
+    """Write `queries.query_rows` as CSV; first the `further` columns that the rows have."""
+    columns = [
+        *further,
+        "direction",
+        "image",
+        "caption",
+        "rank",
+        "optimistic",
+        "pessimistic",
+        "score",
+        "competitor",
+        "competitor_score",
+    ]
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
+        writer = csv.writer(file)
+        writer.writerow(columns)
         for row in rows:
-            short = {key: round(v, 6) if isinstance(v, float) else v for key, v in row.items()}
-            writer.writerow(short)
+            writer.writerow([_cell(row[column]) for column in columns])
+
+
+def _cell(value):
+    """A value of a CSV row; six digits of a fraction tell enough."""
+    return round(value, 6) if isinstance(value, float) else value

@@ -16,6 +16,7 @@ from conftest import ROOT
 from dataloader import RetrievalData, sources
 from dataset.batches import ImageSet
 from det_formats.det_json import LabelMap, load_detections
+from metrics.protocol import retrieval_metrics
 from model import load_checkpoint
 from V_Graph import PUBLISHED_LABELS, build_matrices, published_arrays
 
@@ -260,7 +261,7 @@ def test_evaluation_scores_the_published_sum(readable, mini):
     captions = [text for record in data.records("test") for text in record.captions]
     texts = integration.encode_texts(network, captions, "cpu")
     owners = [i for i, record in enumerate(data.records("test")) for _ in record.captions]
-    assert found["mR"] == evaluate.retrieval_metrics(expected, texts, owners)["mR"]
+    assert found["mR"] == retrieval_metrics(expected, texts, owners)["mR"]
 
 
 @pytest.mark.filterwarnings("ignore:unknown label")
