@@ -1,4 +1,4 @@
-"""FG-CROSS: CLIP with a graph branch, its definition files and its checkpoints.
+"""FG-CROSS: CLIP with a graph branch, and its checkpoints.
 
     image ----------------> CLIP tower ----------------\\
                                                         fusion -> image embedding
@@ -10,7 +10,6 @@ runs over an image's own objects. Sizes in the shapes below: B images, N objects
 features, E the embedding width.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from backbones.model_configs import model_config_of
 from backbones.towers import CLIP
 from det_formats.det_json import LabelMap
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
+from writing import written_whole
 
 NEW_LAYERS = ("node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate")  # which no CLIP has
 
@@ -55,9 +55,11 @@ class FGCross(CLIP):
     def __init__(
         self, model_config, labels, graph="object", fusion="sum", image_encoder_ratio=(0.5, 0.5)
     ):
-        """labels: K, the slots of the vocabulary, "other" included."""
+        """labels: how many class ids the label map has, that of "other" included."""
         super().__init__(model_config)
-        self.graph, self.fusion, self.ratio = graph, fusion, tuple(image_encoder_ratio)
+        self.graph = graph
+        self.fusion = fusion
+        self.ratio = tuple(image_encoder_ratio)
         if graph == "none":
             return
         width = model_config["embed_dim"]
@@ -144,22 +146,21 @@ class PublishedFGCross(FGCross):
 
 VERSION = 2  # of the options and fields in a checkpoint: raise it when older ones cannot be read
 
-
+# "definition" is what `model_config` is called on the disk, so that older checkpoints can be read.
 FIELDS = {"weights", "definition", "labels", "options"}
-
 
 PUBLISHED = "gcn1.lin.weight"  # in a plain state dict: the published FG-CROSS
 
 
 def build(model_config, labels, options):
-    """A model with random weights. labels: vocabulary lines; options: dict with the model's."""
+    """A model with random weights. labels: lines of the label map; options: with the model's."""
     kind = PublishedFGCross if options["graph"] == "published" else FGCross
     return kind(
         model_config,
-        len(LabelMap(labels)),
-        options["graph"],
-        options["fusion"],
-        options["image_encoder_ratio"],
+        labels=len(LabelMap(labels)),
+        graph=options["graph"],
+        fusion=options["fusion"],
+        image_encoder_ratio=options["image_encoder_ratio"],
     )
 
 
@@ -176,52 +177,64 @@ def save_checkpoint(path, model, model_config, labels, options, **state):
     state: epoch, best_score and whatever else may be needed, of types that load without unpickling
     code (numbers, strings, lists, dicts, tensors).
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        weights[name] = tensor.detach().cpu().contiguous()
+    content = {
+        "version": VERSION,
+        "weights": weights,
+        "definition": model_config,
+        "labels": labels,
+        "options": options,
+        **state,
     }
-    content = {"weights": weights, "definition": model_config, "labels": labels, "options": options}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"version": VERSION, **content, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = str(error).splitlines()[0]
-        raise OSError(
-            f"{path}: not written ({reason}); what stood there is whole, is the disk full?"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    # To an open file: to a path, torch writes that path's name into the archive.
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 def is_checkpoint(path):
     """Whether a file holds what `load_checkpoint` takes, whatever its format."""
     try:
-        return _recognised(read_weights(path, mapped=True)) is not None
+        content = read_weights(path, mapped=True)
     except ValueError:
         return False
+    return _is_ours(content) or _published_weights(content) is not None
 
 
-def _recognised(content):
-    """A checkpoint of ours, or a state dict of the published FG-CROSS; None for anything else."""
-    if isinstance(content, dict) and FIELDS <= content.keys():
-        return content
-    state = state_dict_in(content)
-    return state if state and PUBLISHED in state else None
+def _is_ours(content):
+    return isinstance(content, dict) and FIELDS <= content.keys()
 
 
-def _of_published(weights):
+def _published_weights(content):
+    """The state dict of the published FG-CROSS in what a file holds; None for anything else."""
+    weights = state_dict_in(content)
+    if weights is None or PUBLISHED not in weights:
+        return None
+    return weights
+
+
+def _published_as_ours(weights):
     """A state dict of the published FG-CROSS as a checkpoint; its ratio is the published one."""
-    plain = {n: tensor for n, tensor in weights.items() if n.split(".")[0] not in NEW_LAYERS}
-    model_config = {**model_config_of(plain), "activation": "quickgelu"}
-    options = {"graph": "published", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
-    options |= {"model": model_config["name"], "labels": None, "max_objects": MAX_OBJECTS}
-    content = {"weights": weights, "definition": model_config, "options": options}
-    return {"version": VERSION, "labels": list(PUBLISHED_LABELS), **content}
+    of_clip = {}
+    for name, tensor in weights.items():
+        if name.split(".")[0] not in NEW_LAYERS:
+            of_clip[name] = tensor
+    model_config = {**model_config_of(of_clip), "activation": "quickgelu"}
+    return {
+        "version": VERSION,
+        "weights": weights,
+        "definition": model_config,
+        "labels": list(PUBLISHED_LABELS),
+        "options": {
+            "graph": "published",
+            "fusion": "sum",
+            "image_encoder_ratio": (0.5, 0.5),
+            "model": model_config["name"],
+            "labels": None,
+            "max_objects": MAX_OBJECTS,
+        },
+    }
 
 
 def load_checkpoint(path, device="cpu"):
@@ -234,16 +247,7 @@ def load_checkpoint(path, device="cpu"):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; train one first: python train.py")
-    checkpoint = _recognised(read_weights(path))
-    if checkpoint is None:
-        raise ValueError(
-            f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(FIELDS)}"
-        )
-    if PUBLISHED in checkpoint:
-        try:
-            checkpoint = _of_published(checkpoint)
-        except ValueError as error:
-            raise ValueError(f"{path}: of the published FG-CROSS, but {error}") from None
+    checkpoint = _read_checkpoint(path)
     if checkpoint.get("version") != VERSION:
         raise ValueError(f"{path}: from another version of this code; train it again")
     model = build(checkpoint["definition"], checkpoint["labels"], checkpoint["options"])
@@ -251,5 +255,21 @@ def load_checkpoint(path, device="cpu"):
     try:
         model.load_state_dict(checkpoint["weights"])
     except RuntimeError as error:
-        raise ValueError(f"{path}: weights and definition do not fit: {error}") from None
+        raise ValueError(f"{path}: weights and model config do not fit: {error}") from None
     return merge(model).to(device).eval(), checkpoint
+
+
+def _read_checkpoint(path):
+    """The checkpoint dict in a file of ours or of the published FG-CROSS."""
+    content = read_weights(path)
+    if _is_ours(content):
+        return content
+    weights = _published_weights(content)
+    if weights is None:
+        raise ValueError(
+            f"{path}: not an FG-CROSS checkpoint; expected the fields {sorted(FIELDS)}"
+        )
+    try:
+        return _published_as_ours(weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: of the published FG-CROSS, but {error}") from None

@@ -24,8 +24,7 @@ from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
 from model import add_adapters, build, save_checkpoint
 from options import for_resuming, for_training, given_options, parse_options
-from training import resume
-from training.curves import curves, require_packages
+from training import curves, resume
 from training.inputs import read_data, with_features
 from training.step import (
     freeze,
@@ -49,49 +48,106 @@ def parse(arguments=None):
     return for_resuming(checkpoint["options"], given), checkpoint
 
 
-def start(options, checkpoint):
-    """(model, definition, vocabulary), fresh or as a stopped run left them."""
+# ------------------------------------------------------------------ before the loop
+
+
+def prepare_machine(options, checkpoint):
+    """The device to compute on; seeds the generators and fills in the precision's default."""
+    keep_freed_memory()
+    torch.manual_seed(options["seed"])
+    device = pick_device(options["device"])
+    if checkpoint is not None:
+        resume.use_threads(checkpoint["state"], device)
+    options["precision"] = pick_precision(options["precision"], device)
+    return device
+
+
+def prepare_folder(options, checkpoint):
+    """The folder of --out, without what a killed process left half written.
+
+    Raises ValueError where a new run would replace one that can still go on.
+    """
+    out = Path(options["out"])
+    out.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
+        resume.require_finished(out)
+    for name in ("last.pth", "best_model.pth", "log.jsonl"):
+        for leftover in out.glob(f"{name}.*.tmp"):
+            leftover.unlink()
+    return out
+
+
+def prepare_model(options, checkpoint):
+    """(model, its sizes, label map): new ones, or as the stopped run left them."""
+    if checkpoint is not None:
+        model_config = checkpoint["definition"]
+        model = build(model_config, checkpoint["labels"], options)
+        add_adapters(model, options)
+        model.load_state_dict(checkpoint["weights"])
+        return model, model_config, LabelMap(checkpoint["labels"])
+    if options["graph"] == "published":
+        label_map = LabelMap(PUBLISHED_LABELS)
+    else:
         label_map = read_label_map(options["labels"] or LABELS)
-        if options["graph"] == "published":
-            label_map = LabelMap(PUBLISHED_LABELS)
-        model, model_config = start_model(options, label_map.lines)
-        options["model"] = model_config["name"]
-        return model, model_config, label_map
-    model = build(checkpoint["definition"], checkpoint["labels"], options)
-    add_adapters(model, options)
-    model.load_state_dict(checkpoint["weights"])
-    return model, checkpoint["definition"], LabelMap(checkpoint["labels"])
+    model, model_config = start_model(options, label_map.lines)
+    options["model"] = model_config["name"]
+    return model, model_config, label_map
 
 
-def train_one_epoch(learner, train_set, options, progress, after_step):
-    """The rest of an epoch, from progress["step"] on; counts in progress, calls after_step()."""
-    set_training_mode(learner.model, options["train"])
-    epoch, first = progress["epoch"], progress["step"]
-    pin_memory = learner.model.logit_scale.device.type == "cuda"
-    batches = train_set.batches(epoch, options["batch_size"], options["workers"], pin_memory, first)
-    bar = tqdm(batches, f"epoch {epoch}", first + len(batches), initial=first, leave=False)
-    waiting = time.perf_counter()
-    for batch in bar:
-        begin = time.perf_counter()
-        place = f"epoch {epoch}, step {progress['step']}"
-        value = train_step(learner, train_set, batch, options, place)
-        progress["step"] += 1
-        progress["loss"] += value
-        progress["data_seconds"] += begin - waiting
-        progress["compute_seconds"] += time.perf_counter() - begin
-        bar.set_postfix(loss=f"{value:.3f}")
-        after_step()
-        waiting = time.perf_counter()
+def print_what_trains(model, device, precision):
+    """Say how many parameters learn, and where."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = f"{100 * learning / total:.1f} %"
+    print(f"{learning:,} of {total:,} parameters ({share}) train, {device}, {precision}")
+
+
+def write_drawn_splits(data_sets, out):
+    """Write split.json where a validation split is drawn from the training images."""
+    drawn = {data.name: data.drawn_split for data in data_sets if data.drawn_split}
+    if drawn:
+        (out / "split.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------ parts of the loop
+
+
+def steps_in_epoch(train_set, options):
+    return len(train_set.batches(0, options["batch_size"]))
+
+
+def batches_with_bar(train_set, options, progress, device):
+    """The batches of the epoch that are left, shown by a progress bar."""
+    first = progress["step"]
+    batches = train_set.batches(
+        progress["epoch"],
+        options["batch_size"],
+        workers=options["workers"],
+        pin_memory=device.type == "cuda",
+        start=first,
+    )
+    return tqdm(
+        batches,
+        desc=f"epoch {progress['epoch']}",
+        initial=first,
+        total=first + len(batches),
+        leave=False,
+    )
 
 
 def validate(model, data, options):
     """{data set: result on its validation split}, and the mean mR."""
-    results, device = {}, model.logit_scale.device
-    how = device, options["batch_size"], options["workers"]
+    results = {}
     for data_set, images, texts in zip(data.data_sets, data.val_sets, data.val_texts, strict=True):
-        records = data_set.records(data_set.validation)
-        results[data_set.name] = evaluate(model, images, records, *how, texts)
+        results[data_set.name] = evaluate(
+            model,
+            images,
+            data_set.records(data_set.validation),
+            model.logit_scale.device,
+            batch_size=options["batch_size"],
+            workers=options["workers"],
+            text_features=texts,
+        )
     return results, sum(result["mR"] for result in results.values()) / len(results)
 
 
@@ -111,40 +167,102 @@ def log_line(progress, results, score, learner, val_seconds):
     }
 
 
+def print_epoch(line, best_score):
+    """Show a line of the log to the user."""
+    print(
+        f"epoch {line['epoch']:3d} | loss {line['loss']:8.4f} | val mR {line['val_mR']:5.1f} | "
+        f"best {best_score:5.1f} | data {line['data_seconds']:.1f} s, "
+        f"compute {line['compute_seconds']:.1f} s, validation {line['val_seconds']:.1f} s"
+    )
+
+
+def stop(out, progress, signal_number):
+    """End the process after a signal, all being saved; the exit code is the shell's for it."""
+    again = f"python train.py --resume --out {shlex.quote(str(out))}"
+    print(f"\nstopped and saved in epoch {progress['epoch']}; go on with: {again}")
+    raise SystemExit(128 + signal_number)
+
+
+# ------------------------------------------------------------------ the loop
+
+
+def training_loop(learner, data, options, content, progress, lines):
+    """Train, validate, log and save, until no epoch is left or patience is lost.
+
+    content: what all checkpoints hold, arguments of `save_checkpoint`. progress (see resume.py) and
+    lines, those of the log, say how far the run has come; they grow with it.
+    """
+    out = Path(options["out"])
+    device = learner.model.logit_scale.device
+    steps = steps_in_epoch(data.train_set, options)
+    with resume.signals_noted() as noted, open(out / "log.jsonl", "a", encoding="utf-8") as log:
+        while resume.goes_on(progress, options):
+            epoch = progress["epoch"]
+            set_training_mode(learner.model, options["train"])
+            batches = batches_with_bar(data.train_set, options, progress, device)
+            waiting = time.perf_counter()
+            for batch in batches:
+                begin = time.perf_counter()
+                place = f"epoch {epoch}, step {progress['step']}"
+                loss = train_step(learner, data.train_set, batch, options, place)
+                progress["step"] += 1
+                progress["loss"] += loss
+                progress["data_seconds"] += begin - waiting
+                progress["compute_seconds"] += time.perf_counter() - begin
+                batches.set_postfix(loss=f"{loss:.3f}")
+                done = (epoch - 1) * steps + progress["step"]
+                due = options["save_every"] and done % options["save_every"] == 0
+                if due or noted:
+                    resume.save_state(out / "last.pth", learner, content, progress)
+                    if noted:
+                        stop(out, progress, noted[0])
+                waiting = time.perf_counter()
+
+            begin = time.perf_counter()
+            results, score = validate(learner.model, data, options)
+            val_seconds = time.perf_counter() - begin
+            if score > progress["best_score"]:
+                progress["best_score"] = score
+                progress["best_epoch"] = epoch
+                save_checkpoint(out / "best_model.pth", **content, epoch=epoch, best_score=score)
+
+            line = log_line(progress, results, score, learner, val_seconds)
+            lines.append(line)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            if options["plot"]:
+                curves.plot_log(lines, out / "curve.png")
+            print_epoch(line, progress["best_score"])
+
+            resume.next_epoch(progress)
+            resume.save_state(out / "last.pth", learner, content, progress)
+            if noted and resume.goes_on(progress, options):
+                stop(out, progress, noted[0])
+
+
 def main(arguments=None):
+    """Train as the command line says; returns the best mean mR on validation."""
     options, checkpoint = parse(arguments)
     print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
-    require_packages(options)
-    keep_freed_memory()
-    torch.manual_seed(options["seed"])
-    device = pick_device(options["device"])
-    if checkpoint:
-        resume.use_threads(checkpoint["state"], device)
-    options["precision"] = pick_precision(options["precision"], device)
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    if not checkpoint:
-        resume.require_finished(out)
-    for leftover in out.glob("*.pth.*.tmp"):  # of a run that was killed while it saved
-        leftover.unlink()
-
-    model, model_config, label_map = start(options, checkpoint)
+    if options["plot"]:
+        curves.require_matplotlib()
+    device = prepare_machine(options, checkpoint)
+    out = prepare_folder(options, checkpoint)
+    model, model_config, label_map = prepare_model(options, checkpoint)
     data = read_data(options, model_config, label_map)
     model.to(device, memory_format=torch.channels_last)
     freeze(model, options["train"])
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    share = f"{learning:,} of {total:,} parameters ({100 * learning / total:.1f} %)"
-    print(f"{share} train, {device}, {options['precision']}")
+    print_what_trains(model, device, options["precision"])
     if options["train"] == "graph":
         data = with_features(data, model, model_config, device, options)
 
-    steps = len(data.train_set.batches(0, options["batch_size"]))
-    learner = make_learner(model, options, options["epochs"] * steps)
-    progress, lines, log = resume.begin_or_restore(learner, checkpoint, data.digest, out)
-    drawn = {d.name: d.drawn_split for d in data.data_sets if d.drawn_split}
-    if drawn:
-        (out / "split.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
+    steps = options["epochs"] * steps_in_epoch(data.train_set, options)
+    learner = make_learner(model, options, steps)
+    if checkpoint is None:
+        progress, lines = resume.begin(out)
+    else:
+        progress, lines = resume.go_on(learner, checkpoint, data.digest, out)
+    write_drawn_splits(data.data_sets, out)
     content = {
         "model": model,
         "model_config": model_config,
@@ -154,43 +272,8 @@ def main(arguments=None):
         "left_out": data.left_out,
         "data_digest": data.digest,
     }
-    draw = curves(options, out, progress["epoch"])
     begin = time.perf_counter()
-
-    def save_and_stop_if(due, noted):
-        if due or noted:
-            resume.save_state(out / "last.pth", learner, content, progress)
-        if noted:
-            again = f"python train.py --resume --out {shlex.quote(str(out))}"
-            print(f"\nstopped and saved in epoch {progress['epoch']}; go on with: {again}")
-            raise SystemExit(128 + noted[0])
-
-    with resume.signals_noted() as noted, open(log, "a", encoding="utf-8") as file:
-
-        def after_step():
-            every, done = options["save_every"], (progress["epoch"] - 1) * steps + progress["step"]
-            save_and_stop_if(every and done % every == 0, noted)
-
-        while resume.goes_on(progress, options):
-            epoch = progress["epoch"]
-            train_one_epoch(learner, data.train_set, options, progress, after_step)
-            validating = time.perf_counter()
-            results, score = validate(model, data, options)
-            seconds = time.perf_counter() - validating
-            if score > progress["best_score"]:
-                progress.update(best_score=score, best_epoch=epoch)
-                save_checkpoint(out / "best_model.pth", **content, epoch=epoch, best_score=score)
-            lines.append(log_line(progress, results, score, learner, seconds))
-            file.write(json.dumps(lines[-1]) + "\n")
-            file.flush()
-            draw(lines)
-            print(
-                f"epoch {epoch:3d} | loss {lines[-1]['loss']:8.4f} | val mR {score:5.1f} | "
-                f"best {progress['best_score']:5.1f} | data {progress['data_seconds']:.1f} s, "
-                f"compute {progress['compute_seconds']:.1f} s, validation {seconds:.1f} s"
-            )
-            resume.next_epoch(progress)
-            save_and_stop_if(True, resume.goes_on(progress, options) and noted)
+    training_loop(learner, data, options, content, progress, lines)
     if progress["epoch"] <= options["epochs"]:
         print(f"stopped: no better validation mR for {options['patience']} epochs")
     print(

@@ -17,37 +17,17 @@ def plot_log(lines, path):
     if not lines:
         raise ValueError(f"{path}: nothing to draw, the log has no epoch yet")
     figure = Figure(figsize=(7, 5), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True)
     epochs = [line["epoch"] for line in lines]
-    names = {"loss": "loss", "val_mR": "validation mR"}
-    for axes, key in zip(figure.subplots(2, sharex=True), names, strict=True):
+    for axes, key, name in ((upper, "loss", "loss"), (lower, "val_mR", "validation mR")):
         axes.plot(epochs, [line[key] for line in lines], marker=".")
-        axes.set(xlabel="epoch", ylabel=names[key])
+        axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=120)
 
 
-def require_packages(options):
-    """Raise ValueError, before any work, where an option needs a package that is missing."""
-    for option, package in (("plot", "matplotlib"), ("tensorboard", "tensorboard")):
-        if options[option] and importlib.util.find_spec(package) is None:
-            raise ValueError(f"--{option}: pip install {package}, or leave it out")
-
-
-def curves(options, out, epoch):
-    """A function that draws the log's lines as --tensorboard and --plot say."""
-    writer = None
-    if options["tensorboard"]:
-        from torch.utils.tensorboard import SummaryWriter  # large, and needed here alone
-
-        writer = SummaryWriter(out / "tensorboard", purge_step=epoch)
-
-    def draw(lines):
-        if writer:
-            for name in ("loss", "val_mR", "logit_scale", "data_seconds", "compute_seconds"):
-                writer.add_scalar(name, lines[-1][name], lines[-1]["epoch"])
-            writer.flush()
-        if options["plot"]:
-            plot_log(lines, out / "curve.png")
-
-    return draw
+def require_matplotlib():
+    """Raise ValueError, before any work, where `plot_log` would later find no matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot: pip install matplotlib, or leave it out")

@@ -5,11 +5,8 @@ sees the features. They are kept in --cache-dir, in files named by all that they
 tower's weights, the pixels' content and preparation, the captions.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +14,7 @@ import ftfy
 import PIL
 import torchvision
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from clip_gcn_image_feature_integration import encode_images, encode_texts
 from dataloader import joint_image_set, read_data_sets
@@ -27,6 +24,7 @@ from dataset.cache import PREPROCESSING, default_cache_dir
 from dataset.overlap import without_test
 from metrics.ranks import KS
 from training import resume
+from writing import written_whole
 
 FEATURES = 1  # raise it whenever towers or tokenizer give other features than before
 
@@ -43,7 +41,11 @@ class TrainingData(NamedTuple):
 
 
 def read_data(options, model_config, label_map):
-    """TrainingData as the options say, without features."""
+    """TrainingData as the options say, without features.
+
+    Raises ValueError where a validation split is too small for R@10, an image cannot be read, or
+    no training image is left.
+    """
     data_sets = read_data_sets(options)
     val_records = [data.records(data.validation) for data in data_sets]
     for data, records in zip(data_sets, val_records, strict=True):
@@ -51,8 +53,9 @@ def read_data(options, model_config, label_map):
             raise ValueError(
                 f"{data.name}: {len(records)} validation images; R@{max(KS)} needs more"
             )
-    augment, image_size = options["augment"], model_config["image_size"]
-    images = joint_image_set(data_sets, "train", stored_size(image_size, augment), label_map)
+    image_size = model_config["image_size"]
+    larger = stored_size(image_size, options["augment"])  # to be cropped
+    images = joint_image_set(data_sets, "train", larger, label_map)
     val_sets = [data.image_set(data.validation, image_size, label_map) for data in data_sets]
     require_readable(images, *val_sets)
     records, left_out = without_test(data_sets, images, options["drop_test_captions"])
@@ -61,14 +64,19 @@ def read_data(options, model_config, label_map):
     train_set = TrainingSet(
         images,
         records,
-        model_config,
-        augment=augment,
+        model_config=model_config,
+        augment=options["augment"],
         drop_graphs=options["drop_graphs"],
         seed=options["seed"],
     )
-    digest = resume.data_digest((images, records), *zip(val_sets, val_records, strict=True))
-    val_texts = [None] * len(data_sets)
-    return TrainingData(data_sets, train_set, val_sets, val_texts, left_out, digest)
+    return TrainingData(
+        data_sets=data_sets,
+        train_set=train_set,
+        val_sets=val_sets,
+        val_texts=[None] * len(data_sets),
+        left_out=left_out,
+        digest=resume.data_digest((images, records), *zip(val_sets, val_records, strict=True)),
+    )
 
 
 # ------------------------------------------------------------------ frozen towers
@@ -85,68 +93,77 @@ def with_features(data, model, model_config, device, options):
             f"{' '.join(options['augment'])}, which an earlier version allowed; start it anew"
         )
     folder = Path(options["cache_dir"] or default_cache_dir())
-    visual, text = tower_keys(model, model_config)
-    size = options["batch_size"], options["workers"]
-
-    def add_features(images):
-        versions = [FEATURES, PREPROCESSING, PIL.__version__, torchvision.__version__]
-        key = _key(visual, versions, images.image_size, images.hashes)
-        images.features = cached(
-            folder / f"{len(images)}-image-features-{key}.safetensors",
-            lambda: encode_images(model, images, device, *size)["clip"],
-        )
+    image_tower, text_tower = tower_keys(model, model_config)
+    for images in [data.train_set.image_set, *data.val_sets]:
+        images.features = image_features(folder, image_tower, model, images, device, options)
         images.pixels = None  # not needed any more
+    captions = data.train_set.captions
+    data.train_set.text_features = text_features(folder, text_tower, model, captions, device)
+    val_texts = []
+    for data_set in data.data_sets:
+        records = data_set.records(data_set.validation)
+        captions = [text for record in records for text in record.captions]
+        val_texts.append(text_features(folder, text_tower, model, captions, device))
+    return data._replace(val_texts=val_texts)
 
-    def text_features(captions):
-        key = _key(text, [FEATURES, ftfy.__version__], captions)
-        path = folder / f"{len(captions)}-text-features-{key}.safetensors"
-        return cached(path, lambda: encode_texts(model, captions, device))
 
-    for images in (data.train_set.image_set, *data.val_sets):
-        add_features(images)
-    data.train_set.text_features = text_features(data.train_set.captions)
-    records = [data_set.records(data_set.validation) for data_set in data.data_sets]
-    captions = [[text for record in own for text in record.captions] for own in records]
-    return data._replace(val_texts=[text_features(own) for own in captions])
+def image_features(folder, tower, model, images, device, options):
+    """Features (I, E) of an ImageSet, from the folder or computed; tower: its digest."""
+    versions = [FEATURES, PREPROCESSING, PIL.__version__, torchvision.__version__]
+    key = _digest_of([tower, versions, images.image_size, images.hashes])
+    path = folder / f"{len(images)}-image-features-{key}.safetensors"
+    portions = {"batch_size": options["batch_size"], "workers": options["workers"]}
+    return cached(path, lambda: encode_images(model, images, device, **portions)["clip"])
+
+
+def text_features(folder, tower, model, captions, device):
+    """Features (T, E) of captions, from the folder or computed; tower: its digest."""
+    key = _digest_of([tower, [FEATURES, ftfy.__version__], captions])
+    path = folder / f"{len(captions)}-text-features-{key}.safetensors"
+    return cached(path, lambda: encode_texts(model, captions, device))
 
 
 def tower_keys(model, model_config):
     """Digests of the image tower and of the text tower: weights, and what no shape tells."""
-    new, towers = model.new_parameters(), {"visual": [], "text": []}
+    new = model.new_parameters()
+    visual, text = {}, {}
     for name, tensor in model.state_dict().items():
-        if name not in new and name != "logit_scale":
-            towers["visual" if name.startswith("visual.") else "text"].append((name, tensor))
-    return tuple(_digest(weights, model_config) for weights in towers.values())
+        if name in new or name == "logit_scale":
+            continue
+        if name.startswith("visual."):
+            visual[name] = tensor
+        else:
+            text[name] = tensor
+    return _digest_of_weights(visual, model_config), _digest_of_weights(text, model_config)
 
 
-def _digest(weights, model_config):
+def _digest_of_weights(weights, model_config):
     digest = hashlib.blake2b(json.dumps(model_config, sort_keys=True).encode(), digest_size=16)
-    for name, tensor in weights:
+    for name, tensor in weights.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _key(*parts):
+def _digest_of(parts):
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def cached(path, compute):
-    """The features in a file, or computed and put there; an unreadable file is made anew."""
+    """The features in a file, or computed and put there.
+
+    A file that cannot be read is made anew, and a line says so. Raises ValueError where the file
+    cannot be written.
+    """
     if path.is_file():
         try:
             return load_file(path)["features"]
         except (SafetensorError, OSError, KeyError) as error:
             print(f"{path}: not readable ({error}); it is rebuilt")
     features = compute().contiguous()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features}, temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not written ({error}); name another --cache-dir") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with written_whole(path) as temporary:
+            temporary.write_bytes(save({"features": features}))
+    except OSError as error:
+        raise ValueError(f"{error} --cache-dir names another folder") from None
     return features

@@ -7,7 +7,6 @@ by (seed, epoch, image), so epoch and step are the sampler's position.
 
 import hashlib
 import json
-import os
 import random
 import signal
 from contextlib import contextmanager
@@ -18,26 +17,23 @@ import torch
 
 from backbones.loading import read_weights
 from model import VERSION, save_checkpoint
+from writing import written_whole
 
-_EPOCH = {
+NEW_EPOCH = {  # progress within an epoch
     "step": 0,  # batches of the epoch that are done
     "loss": 0.0,  # their sum
     "data_seconds": 0.0,  # waited for batches
     "compute_seconds": 0.0,
 }
+NEW_RUN = {
+    "epoch": 1,  # counted from 1: the one that runs or comes next
+    **NEW_EPOCH,
+    "best_score": -1.0,
+    "best_epoch": 0,
+    "log_lines": 0,  # epochs that stand in the log
+}
 
-
-def require_finished(out):
-    """Raise ValueError where a new run in this folder would replace one that was stopped."""
-    path = out / "last.pth"
-    if path.is_file():
-        checkpoint = read_state(path)
-        progress, options = checkpoint["state"]["progress"], checkpoint["options"]
-        if goes_on(progress, options):
-            raise ValueError(
-                f"{path}: a run was stopped here in epoch {progress['epoch']} of "
-                f"{options['epochs']}; go on with --resume, delete it, or take another --out"
-            )
+# ------------------------------------------------------------------ how far a run has come
 
 
 def goes_on(progress, options):
@@ -48,26 +44,53 @@ def goes_on(progress, options):
 
 def next_epoch(progress):
     """Count an epoch as logged."""
-    progress.update(_EPOCH, epoch=progress["epoch"] + 1, log_lines=progress["log_lines"] + 1)
+    progress.update(NEW_EPOCH)
+    progress["epoch"] += 1
+    progress["log_lines"] += 1
 
 
-def begin_or_restore(learner, checkpoint, digest, out):
-    """(progress, log lines, log file) of a new run, or of one that goes on from a checkpoint."""
-    log = out / "log.jsonl"
-    if checkpoint is None:
-        for name in ("last.pth", "best_model.pth"):  # of an earlier run, whose log goes too
-            (out / name).unlink(missing_ok=True)
-        log.write_text("", encoding="utf-8")
-        return {"epoch": 1, **_EPOCH, "best_score": -1.0, "best_epoch": 0, "log_lines": 0}, [], log
+def require_finished(out):
+    """Raise ValueError where a new run in this folder would replace one that was stopped."""
+    path = out / "last.pth"
+    if not path.is_file():
+        return
+    checkpoint = read_state(path)
+    progress = checkpoint["state"]["progress"]
+    options = checkpoint["options"]
+    if goes_on(progress, options):
+        raise ValueError(
+            f"{path}: a run was stopped here in epoch {progress['epoch']} of "
+            f"{options['epochs']}; go on with --resume, delete it, or take another --out"
+        )
+
+
+def begin(out):
+    """(progress, no log lines) of a new run; what an earlier one left in the folder goes."""
+    for name in ("last.pth", "best_model.pth"):
+        (out / name).unlink(missing_ok=True)
+    (out / "log.jsonl").write_text("", encoding="utf-8")
+    return dict(NEW_RUN), []
+
+
+def go_on(learner, checkpoint, digest, out):
+    """(progress, log lines) of a stopped run; the learner is put back as it was saved.
+
+    digest: `data_digest` of today's data. Raises ValueError where it is another than the run's, or
+    where the log is not the run's.
+    """
     if digest != checkpoint["data_digest"]:
         raise ValueError(
             f"--resume: images, captions or detections have changed since {out}/last.pth was "
             "saved; put them back as they were, or start a new run in another --out"
         )
-    restore(learner, checkpoint["state"])
-    progress = checkpoint["state"]["progress"]
+    state = checkpoint["state"]
+    restore(learner, state)
+    progress = state["progress"]
     print(f"resumed in epoch {progress['epoch']} after {progress['step']} steps")
-    return progress, cut_log(log, progress["log_lines"]), log
+    return progress, cut_log(out / "log.jsonl", progress["log_lines"])
+
+
+# ------------------------------------------------------------------ the state in last.pth
 
 
 def random_states(device):
@@ -142,26 +165,32 @@ def use_threads(state, device):
         torch.set_num_threads(state["threads"])
 
 
+# ------------------------------------------------------------------ data, log, signals
+
+
 def data_digest(*parts):
     """A digest of what is trained and validated on. parts: (ImageSet, records) of each."""
     digest = hashlib.blake2b(digest_size=16)
     for images, records in parts:
-        content = [[record.name, record.captions] for record in records], images.hashes
-        digest.update(json.dumps(content).encode())
+        captions = [[record.name, record.captions] for record in records]
+        digest.update(json.dumps([captions, images.hashes]).encode())
         for class_ids, boxes in images.boxes:
             digest.update(class_ids.tobytes() + boxes.tobytes())
     return digest.hexdigest()
 
 
 def cut_log(path, lines):
-    """Keep a log's first lines: what came after the saved state is trained and written again."""
+    """Keep a log's first lines, and return them as dicts.
+
+    What came after the saved state is trained and written again. Raises ValueError where lines are
+    missing.
+    """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     kept = text.splitlines(keepends=True)[:lines]
     if len(kept) < lines:
         raise ValueError(f"--resume: {path} has {len(kept)} lines, but {lines} epochs are done")
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
     return [json.loads(line) for line in kept]
 
 
@@ -171,7 +200,8 @@ def signals_noted():
 
     A second one of the same kind ends the process at once.
     """
-    noted, before = [], {}
+    noted = []
+    before = {}
 
     def note(number, _):
         noted.append(number)

@@ -14,23 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 import clip
-from backbones import model_configs, preprocess
+from backbones import preprocess
 from backbones.lora import adapter_parameters
-from backbones.model_configs import read_model_config
+from backbones.model_configs import check_image_size, read_model_config
 from dataset.augment import augmented
 from loss import batch_loss, clamp_logit_scale, positive_mask
 from model import add_adapters, build
 
 WARMUP = 0.1  # fraction of all steps before the decay
-
-
 MAX_GRAD_NORM = 1.0  # norm at which gradients are clipped
-
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-TRAINED = {  # towers that --train names; lora trains adapters on both
+TRAINED = {  # --train: the towers whose weights change; lora has adapters beside both
     "all": ("visual", "text"),
     "image": ("visual",),
     "text": ("text",),
@@ -53,76 +49,59 @@ def keep_freed_memory():
 
 
 def pick_precision(name, device):
-    """The name of the autocast dtype: --precision, else what suits the device."""
-    if name is None and device.type == "cuda":
-        # is_bf16_supported() counts emulation, which is slower than fp16
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return name or "fp32"
+    """The key in PRECISIONS to compute with: --precision, else what suits the device."""
+    if name is not None:
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    # is_bf16_supported() counts emulation, which is slower than fp16
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bf16"
+    return "fp16"
+
+
+# ------------------------------------------------------------------ the model before training
 
 
 def start_model(options, labels):
-    """A model and its definition: --clip's weights where given, else from scratch."""
+    """(model, its sizes) before the first step: --clip's weights where given, else random ones.
+
+    labels: lines of the label map. Raises ValueError for an --image-size that does not fit.
+    """
     if options["clip"] is None:
-        if options["train"] != "all":
-            print(f"--train {options['train']} without --clip: the frozen towers stay random")
-        model_config = read_model_config(options["model"] or "small")
-        if options["image_size"] is not None:
-            model_configs.check_image_size(model_config, options["image_size"])
-            model_config = {**model_config, "image_size": options["image_size"]}
-        model = build(model_config, labels, options)
+        model, model_config = _from_scratch(options, labels)
     else:
-        how = {name: options[name] for name in ("activation", "image_size")}
-        pretrained, _ = clip.load(options["clip"], **how)
-        model_config = pretrained.model_config
-        model = build(model_config, labels, options)
-        model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
+        model, model_config = _from_clip(options, labels)
     add_adapters(model, options)
     return model, model_config
 
 
+def _from_scratch(options, labels):
+    if options["train"] != "all":
+        print(f"--train {options['train']} without --clip: the frozen towers stay random")
+    model_config = read_model_config(options["model"] or "small")
+    if options["image_size"] is not None:
+        check_image_size(model_config, options["image_size"])
+        model_config = {**model_config, "image_size": options["image_size"]}
+    return build(model_config, labels, options), model_config
+
+
+def _from_clip(options, labels):
+    pretrained, _ = clip.load(
+        options["clip"], activation=options["activation"], image_size=options["image_size"]
+    )
+    model = build(pretrained.model_config, labels, options)
+    # The new layers, which no CLIP has, keep their random weights.
+    model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
+    return model, pretrained.model_config
+
+
 def freeze(model, train):
-    """Leave gradients to what --train names, the new layers and the temperature."""
+    """Switch gradients off but for what --train names, the new layers and the temperature."""
     always = model.new_parameters() | adapter_parameters(model) | {"logit_scale"}
     for name, parameter in model.named_parameters():
         tower = "visual" if name.startswith("visual.") else "text"
         parameter.requires_grad = tower in TRAINED[train] or name in always
-
-
-def make_optimizer(model, options):
-    """AdamW with a group for each of pretrained or new, decayed or not.
-
-    Adapters count as pretrained: their rate is --lr.
-    """
-    groups = {}
-    new = model.new_parameters()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (options["clip"] is None or name in new, parameter.ndim >= 2)
-            groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": options["lr_new"] if is_new else options["lr"],
-                "weight_decay": options["weight_decay"] if decayed else 0.0,
-            }
-            for (is_new, decayed), parameters in groups.items()
-        ],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-
-
-def make_schedule(optimizer, steps):
-    """Linear warm-up over a fraction of the steps, then cosine decay to zero."""
-    rise = max(1, int(WARMUP * steps))
-
-    def factor(step):
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def set_training_mode(model, train):
@@ -132,6 +111,43 @@ def set_training_mode(model, train):
         for module in model.visual.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+# ------------------------------------------------------------------ optimizer and schedule
+
+
+def make_optimizer(model, options):
+    """AdamW with up to four groups: pretrained or new parameters, decayed or not.
+
+    Without --clip all parameters are new. Adapters count as pretrained: their rate is --lr.
+    """
+    new = model.new_parameters()
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_new = options["clip"] is None or name in new
+        is_matrix = parameter.ndim >= 2
+        if (is_new, is_matrix) not in groups:
+            groups[is_new, is_matrix] = {
+                "params": [],
+                "lr": options["lr_new"] if is_new else options["lr"],
+                "weight_decay": options["weight_decay"] if is_matrix else 0.0,
+            }
+        groups[is_new, is_matrix]["params"].append(parameter)
+    return torch.optim.AdamW(list(groups.values()), betas=(0.9, 0.98), fused=True)
+
+
+def make_schedule(optimizer, steps):
+    """Linear warm-up over the WARMUP fraction of the steps, then cosine decay to zero."""
+    rise = max(1, int(WARMUP * steps))
+
+    def factor(step):
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 class Learner(NamedTuple):
@@ -146,10 +162,18 @@ class Learner(NamedTuple):
 
 def make_learner(model, options, steps):
     """A Learner before the first of so many steps."""
-    optimizer, device = make_optimizer(model, options), model.logit_scale.device
-    scaler = torch.amp.GradScaler(device.type, enabled=options["precision"] == "fp16")
-    schedule = make_schedule(optimizer, steps)
-    return Learner(model, optimizer, schedule, scaler, PRECISIONS[options["precision"]])
+    device = model.logit_scale.device
+    optimizer = make_optimizer(model, options)
+    return Learner(
+        model=model,
+        optimizer=optimizer,
+        schedule=make_schedule(optimizer, steps),
+        scaler=torch.amp.GradScaler(device.type, enabled=options["precision"] == "fp16"),
+        precision=PRECISIONS[options["precision"]],
+    )
+
+
+# ------------------------------------------------------------------ one step
 
 
 def training_pixels(batch, image_size):
@@ -157,8 +181,13 @@ def training_pixels(batch, image_size):
 
     In bf16 the places to sample pixels at would be off by as much as a pixel.
     """
-    changes = {key: batch.get(key) for key in ("affine", "colour", "hole")}
-    pixels = augmented(preprocess.normalize(batch["image"]), image_size, **changes)
+    pixels = augmented(
+        preprocess.normalize(batch["image"]),
+        image_size,
+        affine=batch.get("affine"),
+        colour=batch.get("colour"),
+        hole=batch.get("hole"),
+    )
     # Convolutions take a third less time with channels last; transformers do not care.
     return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -169,24 +198,27 @@ def embeddings(model, batch, pixels):
     pixels: None where the batch has the features of frozen towers.
     """
     if pixels is None:
-        image_features, text_features = batch["image_features"], batch["text_features"]
+        image_features = batch["image_features"]
+        text_features = batch["text_features"]
     else:
         image_features = model.encode_image(pixels)
         text_features = F.normalize(model.encode_text(batch["text"]), dim=-1)
-    graphs = batch["nodes"], batch["adjacency"], batch["mask"]
-    return model.branches(image_features, *graphs)[2], text_features
+    _, _, fused = model.branches(image_features, batch["nodes"], batch["adjacency"], batch["mask"])
+    return fused, text_features
 
 
 def train_step(learner, train_set, batch, options, place):
-    """One batch forward and back; returns its loss.
+    """One batch forward and back; returns its loss as a number.
 
     Raises FloatingPointError with place, learning rates and image names where it is not finite.
     """
     model, optimizer, schedule, scaler, precision = learner
     device = model.logit_scale.device
     batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
-    pixels = training_pixels(batch, train_set.image_size) if "image" in batch else None
+    positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])  # (B, B)
+    pixels = None
+    if "image" in batch:
+        pixels = training_pixels(batch, train_set.image_size)
     half = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     with half, parametrize.cached():  # an adapted weight is read several times
         image_features, text_features = embeddings(model, batch, pixels)
