@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import simple_tokenizer
-from dataloader import sources
+from dataloader import det_json_folder, sources
 from dataset import images
 from dataset.annotations import read_annotations
 from det_formats.det_json import LABELS, load_detections, read_label_map
@@ -28,11 +28,22 @@ from metrics.ranks import KS
 from options import MAX_OBJECTS, parse_options
 
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
-    ("blank_captions", "images_without_captions", "images_with_duplicates")
-    + ("captions_of_another_image", "captions_found_in_train", "captions_too_long")
-    + ("missing_images", "ambiguous_images", "unreadable_images", "corrupt_jpegs")
-    + ("same_name", "same_stem", "same_content", "unusable_detections")
-    + ("objects_outside_vocabulary", "objects_dropped")
+    "blank_captions",
+    "images_without_captions",
+    "images_with_duplicates",
+    "captions_of_another_image",
+    "captions_found_in_train",
+    "captions_too_long",
+    "missing_images",
+    "ambiguous_images",
+    "unreadable_images",
+    "corrupt_jpegs",
+    "same_name",
+    "same_stem",
+    "same_content",
+    "unusable_detections",
+    "objects_outside_vocabulary",
+    "objects_dropped",
 )
 
 
@@ -48,43 +59,66 @@ def owners(records):
     return found
 
 
-def ceiling(found):
+def ceiling(rows_by_image):
     """Best text-to-image recall in percent, {"R@1": ..., ...}, for what `owners` gives."""
-    rows = sum(own.total() for own in found.values())
-    hits = {k: sum(n for own in found.values() for _, n in own.most_common(k)) for k in KS}
-    return {f"R@{k}": 100 * n / rows for k, n in hits.items()}
+    rows = sum(own.total() for own in rows_by_image.values())
+    result = {}
+    for k in KS:
+        hits = 0
+        for own in rows_by_image.values():
+            hits += sum(count for _, count in own.most_common(k))
+        result[f"R@{k}"] = 100 * hits / rows
+    return result
 
 
 def found_in(records, train):
     """Rows whose caption is in records of train too, and images all of whose captions are."""
-    texts = {text for record in train for text in record.captions}
-    hits = [[text in texts for text in record.captions] for record in records]
-    rows = {"captions_found_in_train": sum(map(sum, hits)), "of": sum(map(len, hits))}
-    return {**rows, "images_wholly": sum(map(all, hits))}
+    train_texts = {text for record in train for text in record.captions}
+    found = 0
+    wholly = 0
+    for record in records:
+        hits = sum(text in train_texts for text in record.captions)
+        found += hits
+        wholly += hits == len(record.captions)
+    rows = sum(len(record.captions) for record in records)
+    return {"captions_found_in_train": found, "of": rows, "images_wholly": wholly}
 
 
 def caption_figures(records, train=None):
     """Counts of a split's captions; train: for an evaluation split the records of "train"."""
-    found, rows = owners(records), [len(record.captions) for record in records]
-    tokens = {text: len(simple_tokenizer.tokenizer().encode(text)) + 2 for text in found}
+    encode = simple_tokenizer.tokenizer().encode
+    rows_by_image = owners(records)
+    tokens = {text: len(encode(text)) + 2 for text in rows_by_image}  # with start and end
+    sizes = [len(record.captions) for record in records]
+    with_duplicates = 0
+    with_one_text = 0
+    for record in records:
+        distinct = len(set(record.captions))
+        with_duplicates += distinct < len(record.captions)
+        with_one_text += distinct == 1 and len(record.captions) > 1
+    of_another = 0
+    too_long = 0
+    for text, own in rows_by_image.items():
+        if len(own) > 1:
+            of_another += own.total()
+        if tokens[text] > simple_tokenizer.CONTEXT_LENGTH:
+            too_long += own.total()
     figures = {
         "images": len(records),
-        "captions": sum(rows),
-        "distinct_captions": len(found),
-        "captions_per_image": {"min": min(rows), "max": max(rows)},
-        "images_by_captions": {str(n): count for n, count in sorted(Counter(rows).items())},
-        "images_with_duplicates": sum(len(set(r.captions)) < len(r.captions) for r in records),
-        "images_with_one_text": sum(len(set(r.captions)) == 1 < len(r.captions) for r in records),
-        "captions_of_another_image": sum(own.total() for own in found.values() if len(own) > 1),
+        "captions": sum(sizes),
+        "distinct_captions": len(rows_by_image),
+        "captions_per_image": {"min": min(sizes), "max": max(sizes)},
+        "images_by_captions": {str(size): n for size, n in sorted(Counter(sizes).items())},
+        "images_with_duplicates": with_duplicates,
+        "images_with_one_text": with_one_text,
+        "captions_of_another_image": of_another,
         "most_tokens": max(tokens.values()),
         "longest_caption": max(tokens, key=tokens.get),
-        "captions_too_long": sum(
-            found[t].total() for t, n in tokens.items() if n > simple_tokenizer.CONTEXT_LENGTH
-        ),
+        "captions_too_long": too_long,
     }
     if train is not None:
         figures["in_train"] = found_in(records, train) if train else None
-        figures["ceiling"] = ceiling(found)
+        figures["ceiling"] = ceiling(rows_by_image)
     return figures
 
 
@@ -114,14 +148,16 @@ def inspect(path):
 
 def locate(names, index, root):
     """({name: relative path}, faults) of annotated images in an `images.index_images`."""
-    paths, faults = {}, {"missing_images": [], "ambiguous_images": []}
+    paths = {}
+    faults = {"missing_images": [], "ambiguous_images": []}
     for name in names:
         try:
             paths[name] = images.find_image(name, index, root)
         except ValueError as error:
-            missing = str(error).startswith(f"{root}: no image")
-            kind, entry = ("missing", name) if missing else ("ambiguous", str(error))
-            faults[f"{kind}_images"].append(entry)
+            if str(error).startswith(f"{root}: no image"):
+                faults["missing_images"].append(name)
+            else:
+                faults["ambiguous_images"].append(str(error))
     return paths, faults
 
 
@@ -130,21 +166,42 @@ def scan(root, form="auto"):
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; check --data-root or --against")
-    found, index = read_annotations(root, form), images.index_images(root)
-    splits = {split: records for split, records in found.splits.items() if records}
+    annotations = read_annotations(root, form)
+    splits = {split: records for split, records in annotations.splits.items() if records}
     if not splits:
-        raise ValueError(f"{root}: every caption is blank; check {found.origin}")
+        raise ValueError(f"{root}: every caption is blank; check {annotations.origin}")
+    index = images.index_images(root)
     names = dict.fromkeys(record.name for records in splits.values() for record in records)
     paths, faults = locate(names, index, root)
-    files = sorted(set(paths.values()))
+    inspected = inspect_all(root, sorted(set(paths.values())))
+    faults["unreadable_images"] = []
+    faults["corrupt_jpegs"] = []
+    for file, (_, problem, fault) in inspected.items():
+        if problem:
+            faults["unreadable_images"].append(problem)
+        if fault:
+            faults["corrupt_jpegs"].append(f"{file}: {fault}")
+    hashes = {}
+    for name, file in paths.items():
+        digest = inspected[file][0]
+        if digest:
+            hashes[name] = digest
+    return Scan(annotations, splits, index, paths, hashes, faults)
+
+
+def inspect_all(root, files):
+    """{file: what `inspect` says of it}, on all cores; files: relative paths."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read = pool.map(inspect, [root / file for file in files])
-        bar = tqdm(read, "images", len(files), leave=False, unit="image", disable=len(files) < 100)
-        seen = dict(zip(files, bar, strict=True))
-    faults["unreadable_images"] = [problem for _, problem, _ in seen.values() if problem]
-    faults["corrupt_jpegs"] = [f"{file}: {fault}" for file, (*_, fault) in seen.items() if fault]
-    hashes = {name: seen[path][0] for name, path in paths.items() if seen[path][0]}
-    return Scan(found, splits, index, paths, hashes, faults)
+        results = pool.map(inspect, [root / file for file in files])
+        bar = tqdm(
+            results,
+            desc="images",
+            total=len(files),
+            leave=False,
+            unit="image",
+            disable=len(files) < 100,
+        )
+        return dict(zip(files, bar, strict=True))
 
 
 def shared(some, others):
@@ -153,16 +210,23 @@ def shared(some, others):
 
 
 def repeats(splits, keys):
-    """{"train": [[name, other name of same key], ...], "train/test": ..., ...}; keys by name."""
-    firsts, found = {}, {}
+    """Pairs of images with the same key: {"train": [[name, other name], ...], "train/test": ...}.
+
+    Within a split every further image stands beside the first of its key. keys: by name.
+    """
+    pairs = {}
+    firsts = {}  # split -> {key: name of the first image}
     for split, records in splits.items():
-        first = firsts[split] = {}
-        names = [record.name for record in records if record.name in keys]
-        pairs = [[first.setdefault(keys[name], name), name] for name in names]
-        found[split] = [[one, other] for one, other in pairs if one != other]
+        pairs[split] = []
+        firsts[split] = {}
+        for record in records:
+            if record.name in keys:
+                first = firsts[split].setdefault(keys[record.name], record.name)
+                if first != record.name:
+                    pairs[split].append([first, record.name])
     for a, b in combinations(splits, 2):
-        found[f"{a}/{b}"] = shared(firsts[a], firsts[b])
-    return found
+        pairs[f"{a}/{b}"] = shared(firsts[a], firsts[b])
+    return pairs
 
 
 def coverage(paths, files, objects, max_objects):
@@ -179,27 +243,44 @@ def coverage(paths, files, objects, max_objects):
 
 def detection_figures(found, folder, label_map, max_objects):
     """Coverage by split, labels, and files that cannot be used: those count as without objects."""
-    unusable, objects = [], {}
-    every = [path for own in found.index.values() for path in own]
+    unusable = []
+    all_paths = [path for paths in found.index.values() for path in paths]
     try:
-        files = images.match_detections(every, folder)
+        files = images.match_detections(all_paths, folder)
     except ValueError as error:  # then none can be trusted
-        files, unusable = dict.fromkeys(every), [str(error)]
+        files = dict.fromkeys(all_paths)
+        unusable.append(str(error))
+    objects = {}
     for path in sorted(set(found.paths.values())):
-        try:
-            objects[path] = load_detections(files[path]) if files[path] else []
-        except ValueError as error:
-            objects[path] = []
-            unusable.append(str(error))
-    labels = Counter(d["label"] for own in objects.values() for d in own)
+        objects[path] = []
+        if files[path]:
+            try:
+                objects[path] = load_detections(files[path])
+            except ValueError as error:
+                unusable.append(str(error))
+    coverages = {}
+    for split, records in found.splits.items():
+        paths = [found.paths[record.name] for record in records if record.name in found.paths]
+        coverages[split] = coverage(paths, files, objects, max_objects)
+    labels = Counter(d["label"] for detections in objects.values() for d in detections)
+    return {
+        "folder": str(folder),
+        "unusable_detections": unusable,
+        "splits": coverages,
+        "labels": dict(labels.most_common()),
+        "objects_outside_vocabulary": unknown_labels(labels, label_map),
+    }
+
+
+def unknown_labels(labels, label_map):
+    """Those of {label: count} that the label map counts as "other"."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unknown labels, which are counted here
-        other = {k: n for k, n in labels.items() if label_map.class_id(k) == len(label_map) - 1}
-    result = {"folder": str(folder), "unusable_detections": unusable, "splits": {}}
-    for split, records in found.splits.items():
-        paths = [found.paths[r.name] for r in records if r.name in found.paths]
-        result["splits"][split] = coverage(paths, files, objects, max_objects)
-    return {**result, "labels": dict(labels.most_common()), "objects_outside_vocabulary": other}
+        return {
+            label: count
+            for label, count in labels.items()
+            if label_map.class_id(label) == label_map.other
+        }
 
 
 # ------------------------------------------------------------------ the two reports
@@ -207,90 +288,162 @@ def detection_figures(found, folder, label_map, max_objects):
 
 def audit(name, found, det_json, label_map, max_objects=MAX_OBJECTS):
     """All that is counted in a Scan, as a dict for JSON."""
-    train, splits = found.splits.get("train", []), found.splits
-    names = {r.name: images.without_suffix(r.name) for records in splits.values() for r in records}
-    same = {"same_name": repeats(splits, names), "same_content": repeats(splits, found.hashes)}
-    figures = {s: caption_figures(r, None if s == "train" else train) for s, r in splits.items()}
+    train = found.splits.get("train", [])
+    captions = {}
+    for split, records in found.splits.items():
+        captions[split] = caption_figures(records, train=None if split == "train" else train)
+    stems = {
+        record.name: images.without_suffix(record.name)
+        for records in found.splits.values()
+        for record in records
+    }
     return {
         "dataset": name,
         "origin": found.annotations.origin,
         "blank_captions": found.annotations.blank,
         "images_without_captions": found.annotations.empty,
-        "splits": figures,
-        "images": {"read": len(found.hashes), **found.faults, **same},
+        "splits": captions,
+        "images": {
+            "read": len(found.hashes),
+            **found.faults,
+            "same_name": repeats(found.splits, stems),
+            "same_content": repeats(found.splits, found.hashes),
+        },
         "detections": detection_figures(found, det_json, label_map, max_objects),
     }
 
 
 def compare(a, b):
     """What two Scans share, as a dict for JSON: images by stem and by content, captions."""
-    records = [[record for own in found.splits.values() for record in own] for found in (a, b)]
-    stems = [{images.without_suffix(r.name).name: r.name for r in own} for own in records]
-    contents = [{digest: name for name, digest in found.hashes.items()} for found in (a, b)]
-    result = {"same_stem": shared(*stems), "same_content": shared(*contents)}
-    result["captions_in_common"] = len(owners(records[0]).keys() & owners(records[1]).keys())
-    for name, own, other in (("A", a, b), ("B", b, a)):
-        train = other.splits.get("train")
-        result[name] = {
-            "origin": own.annotations.origin,
-            "images_read": len(own.hashes),
-            **own.faults,
-            "in_train_of_other": {s: train and found_in(r, train) for s, r in own.splits.items()},
-        }
-    return result
+    return {
+        "same_stem": shared(_names_by_stem(a), _names_by_stem(b)),
+        "same_content": shared(_names_by_content(a), _names_by_content(b)),
+        "captions_in_common": len(owners(_records(a)).keys() & owners(_records(b)).keys()),
+        "A": _beside_other(a, b),
+        "B": _beside_other(b, a),
+    }
+
+
+def _records(found):
+    return [record for records in found.splits.values() for record in records]
+
+
+def _names_by_stem(found):
+    return {images.without_suffix(record.name).name: record.name for record in _records(found)}
+
+
+def _names_by_content(found):
+    return {digest: name for name, digest in found.hashes.items()}
+
+
+def _beside_other(own, other):
+    """What is counted of one Scan beside another."""
+    train = other.splits.get("train")
+    in_train = {}
+    for split, records in own.splits.items():
+        in_train[split] = found_in(records, train) if train else None
+    return {
+        "origin": own.annotations.origin,
+        "images_read": len(own.hashes),
+        **own.faults,
+        "in_train_of_other": in_train,
+    }
 
 
 def short(value):
-    """Numbers and lists on one line."""
+    """A value of the report on one line: of a list the length and the first five entries."""
     if isinstance(value, dict):
-        return ", ".join(f"{k.replace('_', ' ')} {short(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, list) and value:
-        first = ", ".join(v if isinstance(v, str) else " = ".join(v) for v in value[:5])
-        return f"{len(value)} ({first}{', ...' if len(value) > 5 else ''})"
-    return f"{value:.2f}" if isinstance(value, float) else str(0 if value == [] else value)
+        parts = [f"{key.replace('_', ' ')} {short(own)}" for key, own in value.items()]
+        return ", ".join(parts) or "none"
+    if isinstance(value, list):
+        return _short_list(value)
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return str(value)
+
+
+def _short_list(entries):
+    if not entries:
+        return "0"
+    first = [entry if isinstance(entry, str) else " = ".join(entry) for entry in entries[:5]]
+    if len(entries) > 5:
+        first.append("...")
+    return f"{len(entries)} ({', '.join(first)})"
 
 
 def report_lines(result, indent=""):
     """A dict of dicts as lines, what is in a key further in."""
     for key, value in result.items():
         title = indent + key.replace("_", " ")
-        if isinstance(value, dict) and {dict, list} & set(map(type, value.values())):
+        if _is_nested(value):
             yield title
             yield from report_lines(value, indent + "  ")
         else:
             yield f"{title}: {short(value)}"
 
 
-def total(value, key, inside=False):
-    """Sum of all numbers and lengths of lists below a key of nested dicts."""
+def _is_nested(value):
+    """Whether a value is a dict with dicts or lists in it, which does not go on one line."""
+    if not isinstance(value, dict):
+        return False
+    return any(isinstance(own, (dict, list)) for own in value.values())
+
+
+def total(result, key):
+    """Sum of what a key counts, wherever in nested dicts it stands."""
+    found = 0
+    for name, value in result.items():
+        if name == key:
+            found += _count(value)
+        elif isinstance(value, dict):
+            found += total(value, key)
+    return found
+
+
+def _count(value):
+    """A number as it is, a list's length, and the sum over a dict."""
     if isinstance(value, dict):
-        return sum(total(own, key, inside or name == key) for name, own in value.items())
-    return (len(value) if isinstance(value, list) else value) if inside else 0
+        return sum(_count(own) for own in value.values())
+    if isinstance(value, list):
+        return len(value)
+    return value
 
 
 def main(arguments=None):
     options = parse_options("audit", __doc__, arguments)
     if options.against:
-        forms = options.annotations or ["auto"]
-        if options.data_root or options.det_json or len(forms) > 2:
-            raise ValueError("--against A B goes with --annotations, one or two, and --json alone")
-        result = compare(*map(scan, options.against, forms * 2))
+        result = compare_roots(options)
     else:
-        source, *others = sources(vars(options))
-        if others:
-            raise ValueError("--dataset: expected one data set; two are compared by --against")
-        det_json = Path(source.det_json or source.root / "det_json")
-        if source.det_json and not det_json.is_dir():
-            raise ValueError(f"{det_json}: no such folder; check --det-json")
-        label_map, found = read_label_map(options.labels or LABELS), scan(source.root, source.form)
-        result = audit(source.name, found, det_json, label_map, options.max_objects)
+        result = audit_source(options)
     print("\n".join(report_lines(result)))
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"written to {options.json}")
     counts = {key: total(result, key) for key in FINDINGS}
-    print(f"findings: {short({key: n for key, n in counts.items() if n})}")
+    findings = {key: count for key, count in counts.items() if count}
+    print(f"findings: {short(findings)}")
     return result
+
+
+def compare_roots(options):
+    """`compare` of the two roots of `--against`."""
+    forms = options.annotations or ["auto"]
+    if options.data_root or options.det_json or len(forms) > 2:
+        raise ValueError("--against A B goes with --annotations, one or two, and --json alone")
+    first, second = options.against
+    return compare(scan(first, forms[0]), scan(second, forms[-1]))
+
+
+def audit_source(options):
+    """`audit` of the data set that the options name."""
+    named = sources(vars(options))
+    if len(named) > 1:
+        raise ValueError("--dataset: expected one data set; two are compared by --against")
+    [source] = named
+    det_json = det_json_folder(source)
+    label_map = read_label_map(options.labels or LABELS)
+    found = scan(source.root, source.form)
+    return audit(source.name, found, det_json, label_map, options.max_objects)
 
 
 if __name__ == "__main__":

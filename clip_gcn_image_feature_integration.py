@@ -8,9 +8,10 @@ that every image got its own graph, that an image without objects keeps its CLIP
 that no embedding depends on its batch mates, and exits with 1 where one of these fails.
 """
 
+import copy
 import sys
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ import simple_tokenizer
 from backbones import preprocess
 from dataset.batches import ImageSet, require_readable, trim
 from dataset.images import is_image, match_detections
-from det_formats.det_json import LABELS, LabelMap, read_label_map
+from det_formats.det_json import LabelMap, read_label_map
 from model import build, is_checkpoint, load_checkpoint
 from options import default_options, parse_options
 
@@ -46,9 +47,6 @@ BATCHES = (
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
 
 
-# fmt: on
-
-
 def load_model(name_or_path, device, activation=None):
     """(model, checkpoint) of a file of ours, of the published FG-CROSS, or of any CLIP.
 
@@ -57,30 +55,49 @@ def load_model(name_or_path, device, activation=None):
     is that of the file with the weights. Raises ValueError where there is no such file, or it is
     none of these.
     """
-    options = default_options("train", groups=("data", "model"))
-    options |= {"graph": "none", "seed": 0, "dataset": None}
-    is_name = clip.is_clip_source(name_or_path)
-    if not is_name and (not Path(name_or_path).exists() or is_checkpoint(name_or_path)):
-        model, checkpoint = load_checkpoint(name_or_path, device)
-        if checkpoint["options"]["graph"] == "published":
-            print(BATCHES, file=sys.stderr)
-        checkpoint["options"] = {**options, **checkpoint["options"]}
-        return model, checkpoint
+    if _is_plain_clip(name_or_path):
+        return _load_plain_clip(name_or_path, device, activation)
+    model, checkpoint = load_checkpoint(name_or_path, device)
+    if checkpoint["options"]["graph"] == "published":
+        print(BATCHES, file=sys.stderr)
+    checkpoint["options"] = {**_plain_options(), **checkpoint["options"]}
+    return model, checkpoint
+
+
+def _is_plain_clip(name_or_path):
+    """Whether it is for `clip.load`: a CLIP's name, or a file or folder that is no checkpoint."""
+    if clip.is_clip_source(name_or_path):
+        return True
+    return Path(name_or_path).exists() and not is_checkpoint(name_or_path)
+
+
+def _load_plain_clip(name_or_path, device, activation):
     try:
-        plain, _ = clip.load(name_or_path, activation=activation)
+        network, _ = clip.load(name_or_path, activation=activation)
     except ValueError as error:
-        if is_name:
+        if clip.is_clip_source(name_or_path):
             raise
         raise ValueError(
             f"{name_or_path}: not an FG-CROSS checkpoint; as a CLIP: {error}"
         ) from None
-    labels = read_label_map(LABELS).lines
-    model = build(plain.model_config, labels, options)
-    model.load_state_dict(plain.state_dict())
-    options["activation"] = plain.model_config["activation"]
-    checkpoint = {"definition": plain.model_config, "labels": labels, "options": options}
-    checkpoint["path"] = plain.path
+    model_config = network.model_config
+    labels = read_label_map().lines
+    options = {**_plain_options(), "activation": model_config["activation"]}
+    model = build(model_config, labels, options)
+    model.load_state_dict(network.state_dict())
+    checkpoint = {
+        "definition": model_config,
+        "labels": labels,
+        "options": options,
+        "path": network.path,
+    }
     return model.to(device).eval(), checkpoint
+
+
+def _plain_options():
+    """The training options of a CLIP that was not trained here; no data set, no graph."""
+    options = default_options("train", groups=("data", "model"))
+    return {**options, "graph": "none", "seed": 0, "dataset": None}
 
 
 def warn_of_scenes(checkpoint):
@@ -103,14 +120,15 @@ def full_precision():
 
 @torch.no_grad()
 def encode_images(model, images, device, batch_size=64, workers=0):
-    """Features of an ImageSet in its order: {"clip", "graph", "fused"}, each (I, E) on the CPU.
+    """Features of an ImageSet in its order: {"clip", "graph", "fused"}, each (I, D) on the CPU.
 
     Only "fused" has unit length; "graph" is zero for an image without objects and for a model
     without graph branch. Always fp32.
     """
     model.eval()
-    parts, keys = [], ("nodes", "adjacency", "mask")
-    batches = images.batches(batch_size, workers, pin_memory=torch.device(device).type == "cuda")
+    parts = {"clip": [], "graph": [], "fused": []}
+    on_cuda = torch.device(device).type == "cuda"
+    batches = images.batches(batch_size, workers=workers, pin_memory=on_cuda)
     with full_precision(), parametrize.cached():
         for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
@@ -118,53 +136,71 @@ def encode_images(model, images, device, batch_size=64, workers=0):
                 image_features = model.encode_image(preprocess.normalize(batch["image"]))
             else:
                 image_features = batch["image_features"]
-            branches = model.branches(image_features, *(batch[key] for key in keys))
-            parts.append([features.cpu() for features in branches])
-    columns = (torch.cat(column) for column in zip(*parts, strict=True))
-    return dict(zip(("clip", "graph", "fused"), columns, strict=True))
+            clip_part, graph_part, fused_part = model.branches(
+                image_features, batch["nodes"], batch["adjacency"], batch["mask"]
+            )
+            parts["clip"].append(clip_part.cpu())
+            parts["graph"].append(graph_part.cpu())
+            parts["fused"].append(fused_part.cpu())
+    return {name: torch.cat(features) for name, features in parts.items()}  # (I, D) each
 
 
 @torch.no_grad()
 def encode_texts(model, texts, device, batch_size=256):
-    """Unit features of texts (T, E) on the CPU.
+    """Unit features of texts (T, D) on the CPU.
 
     Texts with the same tokens are encoded once, so that their features are equal to the bit.
     """
     model.eval()
     tokens = simple_tokenizer.tokenize(texts, context_length=len(model.positional_embedding))
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
+    parts = []
     with parametrize.cached():
-        parts = [
-            F.normalize(model.encode_text(trim(part).to(device)), dim=-1).cpu()
-            for part in distinct.split(batch_size)
-        ]
-    return torch.cat(parts)[inverse]
+        for part in distinct.split(batch_size):
+            features = model.encode_text(trim(part).to(device))
+            parts.append(F.normalize(features, dim=-1).cpu())
+    return torch.cat(parts)[inverse]  # (T, D)
+
+
+class Result(NamedTuple):
+    """Whether a model keeps a promise."""
+
+    promise: str
+    kept: bool
+    detail: str
 
 
 def verify(model, images, device):
-    """What the model promises, checked on images: list of (promise, kept, detail)."""
-    features = encode_images(model, images, device)
-    fused, results = features["fused"], []
-    alone = encode_images(model, images, device, batch_size=1)["fused"]
-    worst = (fused - alone).abs().max().item()
+    """What the model promises, checked on an ImageSet: a list of Result."""
     tolerance = TOLERANCE[torch.device(device).type]
-    results.append(("no dependence on batch mates", worst <= tolerance, f"difference {worst:.1e}"))
+    features = encode_images(model, images, device)
+    alone = encode_images(model, images, device, batch_size=1)
+    difference = (features["fused"] - alone["fused"]).abs().max().item()
+    results = [
+        Result(
+            "no dependence on batch mates", difference <= tolerance, f"difference {difference:.1e}"
+        )
+    ]
     if model.graph == "none":
         return results
-    own, empty = images.source.copy(), images.boxes
-    try:
-        images.source = np.roll(own, 1)
-        moved = (encode_images(model, images, device)["fused"] - fused).abs().amax(dim=1)
-        images.boxes = [(class_ids[:0], boxes[:0]) for class_ids, boxes in empty]
-        bare = encode_images(model, images, device)
-    finally:
-        images.source, images.boxes = own, empty
-    has = torch.tensor([len(class_ids) > 0 for class_ids, _ in images.boxes])
-    least = moved[has].min().item() if has.any() else 0.0
+
+    exchanged = copy.copy(images)  # every image with another's graph
+    exchanged.source = np.roll(images.source, 1)
+    changes = encode_images(model, exchanged, device)["fused"] - features["fused"]
+    has_objects = torch.tensor([len(class_ids) > 0 for class_ids, _ in images.boxes])
+    least = 0.0
+    if has_objects.any():
+        least = changes[has_objects].abs().amax(dim=1).min().item()
+    kept = least > tolerance or len(images) < 2
     promise = "own graph: another image's changes the embedding"
-    results.append((promise, least > tolerance or len(own) < 2, f"least change {least:.1e}"))
-    same = torch.equal(bare["fused"], F.normalize(bare["clip"].to(device), dim=-1).cpu())
-    results.append(("without objects, exactly CLIP's embedding", same, "compared to the bit"))
+    results.append(Result(promise, kept, f"least change {least:.1e}"))
+
+    bare = copy.copy(images)  # no image has objects
+    bare.boxes = [(class_ids[:0], boxes[:0]) for class_ids, boxes in images.boxes]
+    features = encode_images(model, bare, device)
+    clip_alone = F.normalize(features["clip"].to(device), dim=-1).cpu()
+    kept = torch.equal(features["fused"], clip_alone)
+    results.append(Result("without objects, exactly CLIP's embedding", kept, "compared to the bit"))
     return results
 
 
@@ -174,22 +210,22 @@ def load_images(paths, names, det_json, checkpoint):
     names: their paths as `det_json`, the folder of their detections, mirrors them; None for no
     graphs.
     """
-    if det_json and not Path(det_json).is_dir():
-        raise ValueError(f"{det_json}: no such folder; check --det-json")
-    image_size, label_map = checkpoint["definition"]["image_size"], LabelMap(checkpoint["labels"])
-    found = match_detections(names, det_json) if det_json else {}
-    if det_json and checkpoint["options"]["graph"] == "none":
-        print("this model has no graph branch: detections change nothing")
-    detections = [found.get(name) for name in names]
-    published = checkpoint["options"]["graph"] == "published"
-    max_objects = checkpoint["options"]["max_objects"]
+    options = checkpoint["options"]
+    detections = [None] * len(names)
+    if det_json:
+        if not Path(det_json).is_dir():
+            raise ValueError(f"{det_json}: no such folder; check --det-json")
+        found = match_detections(names, det_json)
+        detections = [found[name] for name in names]
+        if options["graph"] == "none":
+            print("this model has no graph branch: detections change nothing")
     images = ImageSet(
         paths,
         detections,
-        image_size=image_size,
-        label_map=label_map,
-        max_objects=max_objects,
-        published=published,
+        image_size=checkpoint["definition"]["image_size"],
+        label_map=LabelMap(checkpoint["labels"]),
+        max_objects=options["max_objects"],
+        published=options["graph"] == "published",
     )
     require_readable(images)
     print(images.counts())
@@ -205,23 +241,24 @@ def main(arguments=None):
     images = load_images(paths, names, SAMPLES.parent / "det_json", checkpoint)
     features = encode_images(model, images, device, options.batch_size)
     print("image            objects  |CLIP|  |GCN|  |fused|  cos(CLIP,GCN)  cos(CLIP,fused)")
-    cosine = partial(F.cosine_similarity, dim=0)
-    for i, path in enumerate(images.paths):
-        row = {name: values[i] for name, values in features.items()}
-        norms = "  ".join(f"{row[name].norm():6.3f}" for name in ("clip", "graph", "fused"))
+    for i, name in enumerate(names):
+        objects = len(images.boxes[i][0])
+        of_clip, of_graph, fused = (features[branch][i] for branch in ("clip", "graph", "fused"))
         print(
-            f"{path.name:16s} {len(images.boxes[i][0]):7d}  {norms}   "
-            f"{cosine(row['clip'], row['graph']):12.3f}  {cosine(row['clip'], row['fused']):15.3f}"
+            f"{name:16s} {objects:7d}  "
+            f"{of_clip.norm():6.3f}  {of_graph.norm():6.3f}  {fused.norm():6.3f}   "
+            f"{F.cosine_similarity(of_clip, of_graph, dim=0):12.3f}  "
+            f"{F.cosine_similarity(of_clip, fused, dim=0):15.3f}"
         )
     results = verify(model, images, device)
-    for promise, kept, detail in results:
-        print(f"{'ok    ' if kept else 'FAILED'} {promise} ({detail})")
+    for result in results:
+        print(f"{'ok    ' if result.kept else 'FAILED'} {result.promise} ({result.detail})")
     if options.out:
-        np.savez(options.out, names=names, **{k: v.numpy() for k, v in features.items()})
-        print(
-            f"{options.out}: clip, graph and fused features, each {tuple(features['clip'].shape)}"
-        )
-    return 0 if all(kept for _, kept, _ in results) else 1
+        arrays = {branch: values.numpy() for branch, values in features.items()}
+        np.savez(options.out, names=names, **arrays)
+        shape = tuple(features["clip"].shape)
+        print(f"{options.out}: clip, graph and fused features, each {shape}")
+    return 0 if all(result.kept for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Data sets as the options name them: captions, splits, image files, detections.
+"""Loads RSITMD, RSICD, UCM or a data set of your own: captions, splits, images, detections.
 
-A data set is a folder: annotations (see annotations.py), image files anywhere below it, found by
-stem, and detections in `det_json/`. Several can be trained on together; then the images that one of
-them tests on are left out of training. All is checked before training starts.
+A data set is a folder: annotations (see dataset/annotations.py), image files anywhere below it,
+found by stem, and detections in `det_json/`. The options name one or several, which train together.
+What is missing or contradictory is said before training starts.
 """
 
 from pathlib import Path
@@ -18,12 +18,6 @@ VAL_FRACTION = 0.1  # of the training images, where no validation split is shipp
 DEV_SEED = 0  # one dev split for all seeds, so that their models were chosen on the same images
 
 
-# fmt: on
-
-
-# fmt: on
-
-
 # ------------------------------------------------------------------ which data sets
 
 
@@ -32,8 +26,8 @@ class Source(NamedTuple):
 
     name: str
     root: Path
-    det_json: str | None
-    form: str
+    det_json: str | None  # as --det-json gives it; None: the root's own, if there is one
+    form: str  # of the annotations: one of dataset.annotations.FORMS
 
 
 def sources(options):
@@ -41,20 +35,37 @@ def sources(options):
     names = options["dataset"]
     if len(set(names)) < len(names):
         raise ValueError(f"--dataset {' '.join(names)}: a name is there twice")
-    columns = []
-    for name in ("data_root", "det_json", "annotations"):
-        given = options[name] or [None] * len(names)
-        if len(given) != len(names):
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option}: {len(given)} given for --dataset {' '.join(names)}")
-        columns.append(given)
+    roots = _one_each(options, "data_root")
+    det_jsons = _one_each(options, "det_json")
+    forms = _one_each(options, "annotations")
     found = []
-    for name, root, det_json, form in zip(names, *columns, strict=True):
-        root = root or ("data/scenes" if name == "scenes" else None)
+    for name, root, det_json, form in zip(names, roots, det_jsons, forms, strict=True):
+        if root is None and name == "scenes":
+            root = "data/scenes"
         if root is None:
             raise ValueError(f"--dataset {name} needs --data-root, the folder it lies in")
         found.append(Source(name, Path(root), det_json, form or "auto"))
     return found
+
+
+def _one_each(options, name):
+    """The values of an option that goes with --dataset, None for each where it is not given."""
+    data_sets = options["dataset"]
+    values = options[name] or [None] * len(data_sets)
+    if len(values) != len(data_sets):
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{flag}: {len(values)} given for --dataset {' '.join(data_sets)}")
+    return values
+
+
+def det_json_folder(source):
+    """Folder of a Source's detections, there or not; ValueError where a given one is not there."""
+    if source.det_json is None:
+        return source.root / "det_json"
+    folder = Path(source.det_json)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; check --det-json")
+    return folder
 
 
 def read_data_sets(options):
@@ -68,31 +79,49 @@ def read_data_sets(options):
 class RetrievalData:
     """A data set: splits of records, image files, detections.
 
-    Construction reads annotations and file names; `image_set(split)` decodes.
+    options: a dict of the data's options (see options.py); source: one of `sources`. Construction
+    reads annotations and file names; `image_set(split)` decodes. Raises ValueError where a folder
+    is missing, or annotations or detections are not certain.
+
+    name, root         of the source
+    annotations        as dataset.annotations gives them, a validation split among them
+    drawn_split        names by split where a validation split was drawn, to be saved; else None
+    validation         the split to choose a model on: "val", or "dev" with --dev-images
+    held_out           the splits that no training image may stand in
+    index, detections  image files by stem; detection files by image file, or None
     """
 
     def __init__(self, options, source):
-        self.options, self.name, self.root = options, source.name, source.root
+        self.options = options
+        self.name = source.name
+        self.root = source.root
         if self.name == "scenes":
             scenes.generate(self.root)
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; check --data-root")
-        det_json = Path(source.det_json or self.root / "det_json")
-        if source.det_json and not det_json.is_dir():
-            raise ValueError(f"{det_json}: no such folder; check --det-json")
-        dev_images = options["dev_images"]
+        det_json = det_json_folder(source)
+        self._read_splits(source.form)
+        self.index = images.index_images(self.root)
+        self.detections = {}
+        if det_json.is_dir():
+            all_paths = [path for paths in self.index.values() for path in paths]
+            self.detections = images.match_detections(all_paths, det_json)
+
+    def _read_splits(self, form):
+        annotations = read_annotations(
+            self.root, form, clean=self.options["clean"], template=self.options["template"]
+        )
+        dev_images = self.options["dev_images"]
         self.annotations, self.drawn_split = with_validation(
-            read_annotations(self.root, source.form, options["clean"], options["template"]),
-            VAL_FRACTION,
-            DEV_SEED if dev_images else options["seed"],
-            dev_images,
+            annotations,
+            fraction=VAL_FRACTION,
+            seed=DEV_SEED if dev_images else self.options["seed"],
+            dev_images=dev_images,
         )
         self.validation = "dev" if dev_images else "val"
-        held_out = ("test", "val") if dev_images else ("test",)
-        self.held_out = [split for split in held_out if self.has(split)]
-        self.index = images.index_images(self.root)
-        every = [path for paths in self.index.values() for path in paths]
-        self.detections = images.match_detections(every, det_json) if det_json.is_dir() else {}
+        self.held_out = ["test"] if self.has("test") else []
+        if dev_images and self.has("val"):
+            self.held_out.append("val")
 
     def has(self, split):
         """Whether there is such a split."""
@@ -101,23 +130,26 @@ class RetrievalData:
     def records(self, split):
         """The split's records; ValueError that names the splits there are."""
         if not self.has(split):
-            known = ", ".join(name for name, records in self.annotations.splits.items() if records)
-            few = "; --dev-images is not below the number of training images"
-            few = few if split == "dev" and self.options["dev_images"] else ""
-            raise ValueError(f"{self.root}: no split '{split}'; there are {known}{few}")
+            known = ", ".join(name for name in self.annotations.splits if self.has(name))
+            message = f"{self.root}: no split '{split}'; there are {known}"
+            if split == "dev" and self.options["dev_images"]:
+                message += "; --dev-images is not below the number of training images"
+            raise ValueError(message)
         return self.annotations.splits[split]
 
     def files(self, split):
         """(image files, their detection files or None, problems) in the order of the records."""
-        paths, detections, problems = [], [], []
+        paths = []
+        detections = []
+        problems = []
         for record in self.records(split):
             try:
                 path = images.find_image(record.name, self.index, self.root)
             except ValueError as error:
                 problems.append(str(error))
-            else:
-                paths.append(self.root / path)
-                detections.append(self.detections.get(path))
+                continue
+            paths.append(self.root / path)
+            detections.append(self.detections.get(path))
         return paths, detections, problems
 
     def image_set(self, split, image_size, label_map):
@@ -126,22 +158,32 @@ class RetrievalData:
 
     def report(self):
         """Print the origin and sizes of the splits, and what was blank."""
-        notes = self.annotations
-        sizes = ", ".join(f"{split} {len(records)}" for split, records in notes.splits.items())
-        print(f"{self.name}: {notes.origin}; images: {sizes}")
-        for places, what in (
-            (notes.blank, "blank captions dropped"),
-            (notes.empty, "images left out for want of captions"),
-        ):
-            if places:
-                more = ", ..." if len(places) > 10 else ""
-                print(f"{self.name}: {len(places)} {what}: {', '.join(places[:10])}{more}")
+        splits = self.annotations.splits
+        sizes = ", ".join(f"{split} {len(records)}" for split, records in splits.items())
+        print(f"{self.name}: {self.annotations.origin}; images: {sizes}")
+        self._report_left_out(self.annotations.blank, "blank captions dropped")
+        self._report_left_out(self.annotations.empty, "images left out for want of captions")
+
+    def _report_left_out(self, places, what):
+        if places:
+            first = ", ".join(places[:10])
+            more = ", ..." if len(places) > 10 else ""
+            print(f"{self.name}: {len(places)} {what}: {first}{more}")
 
 
 def joint_image_set(data_sets, split, image_size, label_map):
     """One ImageSet of a split of all data sets, one after another; says what is missing."""
-    options, parts = data_sets[0].options, [data.files(split) for data in data_sets]
-    paths, detections, problems = (sum(column, []) for column in zip(*parts, strict=True))
+    paths = []
+    detections = []
+    problems = []
+    captions = 0
+    for data in data_sets:
+        own_paths, own_detections, own_problems = data.files(split)
+        paths += own_paths
+        detections += own_detections
+        problems += own_problems
+        captions += sum(len(record.captions) for record in data.records(split))
+    options = data_sets[0].options  # the same for all
     result = ImageSet(
         paths,
         detections,
@@ -155,7 +197,6 @@ def joint_image_set(data_sets, split, image_size, label_map):
         published=options["graph"] == "published",
     )
     result.problems = problems + result.problems
-    captions = sum(len(record.captions) for data in data_sets for record in data.records(split))
     names = " + ".join(data.name for data in data_sets)
     print(f"{names} {split}: {captions} captions, {result.counts()}")
     return result

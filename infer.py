@@ -41,19 +41,27 @@ def find_files(arguments):
     """
     paths = []
     for argument in arguments:
-        if os.path.isdir(argument):
-            found = sorted(str(path) for path in Path(argument).rglob("*") if is_image(path))
-        elif os.path.isfile(argument):
-            found = [argument]
-        else:
-            found = sorted(p for p in glob.glob(argument, recursive=True) if is_image(p))
+        found = _images_of(argument)
         if not found:
             raise ValueError(f"--images {argument}: no image file, folder or glob that has any")
         paths += found
-    paths = list(dict.fromkeys(paths))
+    paths = list(dict.fromkeys(paths))  # each once, in the order given
     if len(arguments) == 1 and os.path.isdir(arguments[0]):
-        return paths, [Path(path).relative_to(arguments[0]).as_posix() for path in paths]
-    return paths, [Path(os.path.abspath(path)).as_posix() for path in paths]
+        names = [Path(path).relative_to(arguments[0]).as_posix() for path in paths]
+    else:
+        names = [Path(os.path.abspath(path)).as_posix() for path in paths]
+    return paths, names
+
+
+def _images_of(argument):
+    """Paths of the image files that one argument means; a file is taken whatever its suffix."""
+    if os.path.isfile(argument):
+        return [argument]
+    if os.path.isdir(argument):
+        candidates = [str(path) for path in Path(argument).rglob("*")]
+    else:
+        candidates = glob.glob(argument, recursive=True)
+    return sorted(path for path in candidates if is_image(path))
 
 
 def read_queries(arguments):
@@ -83,31 +91,49 @@ def prepare(queries, options):
 
 def matrix_lines(scores):
     """The matrix (queries, images) as published, each query's best image marked with *."""
-    best = scores.sort(dim=1, descending=True, stable=True).indices[:, 0]
-    head = "".join(f"{f'Img{i + 1}':>8s}" for i in range(scores.shape[1]))
-    lines = ["Similarity Score Matrix (Text-Image):", f"{'':10s}{head}"]
-    for q, row in enumerate(scores):
-        cells = "".join(
-            f"{value:7.2f}{'*' if i == best[q] else ' '}" for i, value in enumerate(row.tolist())
-        )
-        lines.append(f"{f'Query {q + 1}:':10s}{cells}".rstrip())
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
+    heads = [f"Img{i + 1}" for i in range(scores.shape[1])]
+    lines = [
+        "Similarity Score Matrix (Text-Image):",
+        " " * 10 + "".join(f"{head:>8s}" for head in heads),
+    ]
+    for q, row in enumerate(scores.tolist()):
+        line = f"{f'Query {q + 1}:':10s}"
+        for i, value in enumerate(row):
+            mark = "*" if i == best[q] else " "
+            line += f"{value:7.2f}{mark}"
+        lines.append(line.rstrip())
     return lines
 
 
 def ranking(scores, names, queries, top_k):
     """For each query its best images: [{"query", "images": [{"image", "score"}]}]."""
     values, indices = scores.sort(dim=1, descending=True, stable=True)
-    values, indices = values[:, :top_k], indices[:, :top_k]
-    return [
-        {
-            "query": query,
-            "images": [
-                {"image": names[i], "score": score}
-                for i, score in zip(indices[q].tolist(), values[q].tolist(), strict=True)
-            ],
-        }
-        for q, query in enumerate(queries)
-    ]
+    result = []
+    for q, query in enumerate(queries):
+        best = zip(indices[q, :top_k].tolist(), values[q, :top_k].tolist(), strict=True)
+        hits = [{"image": names[i], "score": score} for i, score in best]
+        result.append({"query": query, "images": hits})
+    return result
+
+
+def print_matrix(scores, names, queries, ranked):
+    """Print the matrix and what its rows and columns are."""
+    print("\n".join(matrix_lines(scores)))
+    print("\nImages, and queries with their best match (*):")
+    for i, name in enumerate(names):
+        print(f"  Img{i + 1}: {name}")
+    for q, query in enumerate(queries):
+        best = ranked[q]["images"][0]["image"]
+        print(f"  Query {q + 1}: {query} -> {best}")
+
+
+def print_ranking(ranked):
+    """Print every query with its best images, one a line."""
+    for entry in ranked:
+        print(f"\n{entry['query']}")
+        for place, hit in enumerate(entry["images"], start=1):
+            print(f"  {place:3d}. {hit['score']:.3f} {hit['image']}")
 
 
 def write_csv(path, scores, names, queries):
@@ -123,11 +149,12 @@ def main(arguments=None):
     options = parse_options("infer", __doc__, arguments)
     device = pick_device(options.device)
     model, checkpoint = load_model(options.checkpoint, device, options.activation)
+    det_json = options.det_json
     if options.images:
         warn_of_scenes(checkpoint)
-    paths, names = find_files(options.images or [str(SAMPLES)])
-    det_json = options.det_json
-    if options.images is None:
+        paths, names = find_files(options.images)
+    else:
+        paths, names = find_files([str(SAMPLES)])
         det_json = det_json or SAMPLES.parent / "det_json"
     queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
     images = load_images(paths, names, det_json, checkpoint)
@@ -137,20 +164,17 @@ def main(arguments=None):
     if not torch.isfinite(scores).all():
         raise ValueError(f"{options.checkpoint}: the model gives scores that are not finite")
 
-    names = [Path(path).as_posix() for path in paths] if options.images else names
-    top_k = options.top_k or (10 if len(names) > WIDEST else 0)
+    if options.images:
+        names = [Path(path).as_posix() for path in paths]  # as they were given
+    top_k = options.top_k
+    fits = len(names) <= WIDEST
+    if not fits and not top_k:
+        top_k = 10
     ranked = ranking(scores, names, queries, top_k or 1)
-    if len(names) <= WIDEST:
-        print("\n".join(matrix_lines(scores)))
-        print("\nImages, and queries with their best match (*):")
-        for i, name in enumerate(names):
-            print(f"  Img{i + 1}: {name}")
-        for q, query in enumerate(queries):
-            print(f"  Query {q + 1}: {query} -> {ranked[q]['images'][0]['image']}")
-    for entry in ranked if top_k else []:
-        print(f"\n{entry['query']}")
-        for place, hit in enumerate(entry["images"], start=1):
-            print(f"  {place:3d}. {hit['score']:.3f} {hit['image']}")
+    if fits:
+        print_matrix(scores, names, queries, ranked)
+    if top_k:
+        print_ranking(ranked)
     if options.csv:
         write_csv(options.csv, scores, names, queries)
     if options.json:
