@@ -14,14 +14,12 @@ import argparse
 import shlex
 from pathlib import Path
 
-import torch
-
 from backbones.export import check_out, how_to_load, write
-from backbones.loading import HUB, OPENAI, check, find_hub, find_openai, read_source
-from backbones.model_configs import MODELS, model_config_of, resized
+from backbones.loading import HUB, OPENAI, find_hub, find_openai, read_source
+from backbones.model_configs import resized
 from backbones.preprocess import preprocess
 from backbones.towers import ACTIVATIONS, CLIP
-from model import is_checkpoint, load_checkpoint
+from model import NEW_LAYERS, is_checkpoint, load_checkpoint
 from options import add_options
 from simple_tokenizer import tokenize
 
@@ -38,17 +36,14 @@ def is_clip_source(name):
     return str(name) in OPENAI or str(name).startswith(HUB)
 
 
-# ------------------------------------------------------------------ load
-
-
 def load(name_or_path, device="cpu", activation=None, image_size=None):
     """A CLIP and its preprocessing, as OpenAI's `clip.load`, from weights in anybody's naming.
 
     Parameters
     ----------
     name_or_path : str or path
-        One of `available_models()`, searched in `models/` and `~/.cache/clip`, else downloaded;
-        `hf-hub:owner/name[@revision][:path/in/repo]`; or a file or folder, see `read_source`.
+        One of `available_models()`, from `models/` or downloaded by open_clip;
+        `hf-hub:owner/name[@revision]:path/in/repo`; or a file or folder, see `read_source`.
     device : str or torch.device
     activation : "quickgelu", "gelu" or None
         What the towers were trained with; needed where the source does not tell it.
@@ -57,35 +52,35 @@ def load(name_or_path, device="cpu", activation=None, image_size=None):
 
     Returns
     -------
-    (model, preprocess) : the model in eval mode, fp32, with its `definition`, activation included,
-        and the `path` of the file that its weights are from; and a transform of a PIL image to a
-        (3, image_size, image_size) tensor
+    (model, preprocess) : the model in eval mode, fp32, with its `model_config`, activation
+        included, and the `path` of the file that its weights are from; and a transform of a PIL
+        image to a (3, image_size, image_size) tensor
 
     Raises
     ------
-    ValueError that names the source, where it is not found or broken, its sizes fit no definition
+    ValueError that names the source, where it is not found or broken, its sizes fit no model config
         in `models/`, its parameters or its configuration are others, or the activation is open; or
         where it is a checkpoint of FG-CROSS
     """
     source = _source(str(name_or_path))
-    try:
-        model_config = model_config_of(source.weights)
-    except ValueError as error:
-        raise ValueError(f"{source.path}: {error}") from None
-    check(source, model_config)
-    model_config["activation"] = _pick_activation(source, activation)
-    weights = source.weights
+    weights, model_config = source.weights, source.model_config
+    activation = _agreed(source.path, source.activation, activation)
+    model_config = {**model_config, "activation": activation}
     if image_size is not None:
         weights, model_config = resized(weights, model_config, image_size)
     model = CLIP(model_config)
     model.load_state_dict(weights)
-    model.model_config, model.path = model_config, source.path
+    model.model_config = model_config
+    model.path = source.path
     return model.to(device).eval(), preprocess(model_config["image_size"])
 
 
 def _source(name):
-    path = find_hub(name) if name.startswith(HUB) else name
-    path = find_openai(name, MODELS) if name in OPENAI else path
+    path = name
+    if name.startswith(HUB):
+        path = find_hub(name)
+    elif name in OPENAI:
+        path = find_openai(name)
     if is_checkpoint(path):
         raise ValueError(
             f"{path}: an FG-CROSS checkpoint, no plain CLIP; write the CLIP in it by `python "
@@ -93,76 +88,57 @@ def _source(name):
         )
     source = read_source(path)
     if name in OPENAI and source.activation is None:
-        source = source._replace(activation="quickgelu")
+        source = source._replace(activation="quickgelu")  # of all of OpenAI's
     return source
 
 
-def _pick_activation(source, wanted):
-    """The activation of a source's towers; wanted: what the user says it is, or None.
+def _agreed(path, told, wanted):
+    """The activation of the CLIP in a file; told: what the file says, wanted: what the user says.
 
-    Raises ValueError where both tell it and differ, or neither does.
+    Raises ValueError where both say it and differ, or neither does.
     """
     if wanted not in (None, *ACTIVATIONS):
         raise ValueError(f"activation '{wanted}': expected one of {', '.join(ACTIVATIONS)}")
-    if source.activation is None and wanted is None:
+    if told is None and wanted is None:
         raise ValueError(
-            f"{source.path}: nothing in it tells the activation it was trained with, and the wrong "
-            "one gives other features; OpenAI's weights and RemoteCLIP's retrieval script have "
+            f"{path}: nothing in it tells the activation it was trained with, and the wrong one "
+            "gives other features; OpenAI's weights and RemoteCLIP's retrieval script have "
             "quickgelu, open_clip's plain ViT-B-32 and most of LAION's gelu: say which by "
             "--activation quickgelu|gelu, in Python load(..., activation=...)"
         )
-    if source.activation and wanted not in (None, source.activation):
-        by = f" by {source.config}" if source.config else ""
-        raise ValueError(
-            f"{source.path}: its activation is {source.activation}{by}, not {wanted}; leave out "
-            "--activation"
-        )
-    return wanted or source.activation
-
-
-# ------------------------------------------------------------------ export
+    if told and wanted and told != wanted:
+        raise ValueError(f"{path}: its activation is {told}, not {wanted}; leave out --activation")
+    return told or wanted
 
 
 def export(checkpoint, out, naming="open_clip", activation=None):
     """Write the CLIP in a checkpoint of ours, or in what `load` takes, for other programs.
 
     naming: one of export.py's forms. Adapters are merged, the graph branch is left out. Returns
-    the definition, with the activation. Raises ValueError where there is no such form of it or no
+    the model config, with the activation. Raises ValueError where there is no such form of it or no
     such place, OSError where it is not written; then nothing is left.
     """
     out = Path(out)
-    _check_other(out, checkpoint)
     check_out(out, naming)
-    weights, model_config, path = _plain(checkpoint, activation)
-    _check_other(out, path)  # of a folder's or a name's
-    write(weights, model_config, out, naming)
-    return model_config
-
-
-def _check_other(out, path):
-    if out.exists() and Path(path).exists() and out.samefile(path):
-        raise ValueError(f"{out}: --checkpoint reads this; name another place with --out")
-
-
-def _plain(checkpoint, activation):
-    """Weights, definition and file of the CLIP in a checkpoint of ours or in what `load` takes."""
     if is_clip_source(checkpoint) or not is_checkpoint(checkpoint):
         model, _ = load(checkpoint, activation=activation)
         model_config, path = model.model_config, model.path
     else:
         model, content = load_checkpoint(checkpoint)
-        model_config, path = {"activation": "quickgelu", **content["definition"]}, checkpoint
-        if activation not in (None, model_config["activation"]):
-            raise ValueError(
-                f"{checkpoint}: its activation is {model_config['activation']}, not {activation}; "
-                "leave out --activation"
-            )
+        model_config, path = content["definition"], checkpoint
+        told = model_config.get("activation", "quickgelu")
+        model_config = {**model_config, "activation": _agreed(path, told, activation)}
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"{out}: --checkpoint reads this; name another place with --out")
     if model_config["text"]["layers"] == 0:
         raise ValueError(f"{checkpoint}: no other program has a text tower without layers")
-    with torch.device("meta"):  # names only, no memory
-        names = CLIP(model_config).state_dict()
-    weights = model.state_dict()
-    return {name: weights[name].contiguous() for name in names}, model_config, path
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name.split(".")[0] not in NEW_LAYERS
+    }
+    write(weights, model_config, out, naming)
+    return model_config
 
 
 def main(arguments=None):

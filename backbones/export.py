@@ -6,24 +6,18 @@
 - huggingface: a folder that `CLIPModel.from_pretrained` takes.
 """
 
-import errno
 import json
-import os
-import secrets
-import shutil
 import warnings
 
 import torch
 
 from backbones.naming import to_hugging_face
-from backbones.towers import CLIP
+from backbones.towers import CLIP, vision_channels
+from writing import written_whole
 
-# definitions in models/ that open_clip has by the same name
+# model configs in models/ that open_clip has by the same name
 
 OPEN_CLIP = ("RN50", "RN101", "ViT-B-16", "ViT-B-32", "ViT-L-14", "ViT-L-14-336", "ViT-H-14")
-
-
-# ------------------------------------------------------------------ writing
 
 
 def check_out(out, naming):
@@ -47,41 +41,15 @@ def write(weights, model_config, out, naming):
 
     Raises ValueError where there is no such form of them, OSError where it is not written.
     """
-    if naming == "huggingface":
-        save, content = _save_folder, to_hugging_face(weights, model_config)
-    elif naming == "openai":
-        save, content = _save_archive, _traced(weights, model_config)
-    else:
-        save = _save_safetensors if out.suffix == ".safetensors" else _save_pickle
-        content = weights
-    temporary = out.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        save(content, temporary)
-        os.replace(temporary, out)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"{out}: not written ({_reason(error)})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if temporary.is_file():
-            temporary.unlink()
-
-
-def _reason(error):
-    reason = str(error).splitlines()[0]
-    # safetensors tells the number in its text alone
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in reason
-    return f"{reason}; the disk is full, make room on it" if full else reason
-
-
-def _save_pickle(weights, path):
-    with open(path, "xb") as file:  # given a path, torch says of a full disk: unexpected position
-        torch.save(weights, file)
-
-
-def _save_archive(network, path):
-    with open(path, "xb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as below
-        torch.jit.save(network, file)
+    with written_whole(out) as temporary:
+        if naming == "huggingface":
+            _save_folder(weights, model_config, temporary)
+        elif naming == "openai":
+            _save_archive(weights, model_config, temporary)
+        elif out.suffix == ".safetensors":
+            _save_safetensors(weights, temporary)
+        else:
+            torch.save(weights, temporary)
 
 
 def _save_safetensors(weights, path):
@@ -94,52 +62,38 @@ def _save_safetensors(weights, path):
         raise OSError(str(error)) from None
 
 
-def _save_folder(content, path):
-    weights, config = content
+def _save_folder(weights, model_config, path):
+    state, config = to_hugging_face(weights, model_config)
     path.mkdir()
-    _save_safetensors(weights, path / "model.safetensors")
-    text = json.dumps(config, indent=2) + "\n"
-    (path / "config.json").write_text(text, encoding="utf-8")
+    _save_safetensors(state, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-# ------------------------------------------------------------------ OpenAI's package
-
-
-def _traced(weights, model_config):
-    """A CLIP as TorchScript, whose code tells the activation.
-
-    Loaders take its parameters alone: what it was traced with stays its only size of a batch, 1.
-    """
-    if model_config["activation"] != "quickgelu" or not _heads_of_64(model_config):
+def _save_archive(weights, model_config, path):
+    """Loaders take its parameters alone: that it was traced with one image and text is no limit."""
+    vision, text = model_config["vision"], model_config["text"]
+    widths = (vision_channels(vision), text["width"])  # OpenAI's loader derives the heads
+    heads_of_64 = widths == (64 * vision["heads"], 64 * text["heads"])
+    if model_config["activation"] != "quickgelu" or not heads_of_64:
         raise ValueError(
             f"{model_config['name']}: OpenAI's package has quickgelu and heads of 64 channels only "
             "and would build another network; take --naming open_clip"
         )
     network = CLIP(model_config).eval()
     network.load_state_dict(weights)
-    size, length = model_config["image_size"], model_config["text"]["context_length"]
+    image_size = model_config["image_size"]
     inputs = {
-        "encode_image": torch.zeros(1, 3, size, size),
-        "encode_text": torch.zeros(1, length, dtype=torch.long),
+        "encode_image": torch.zeros(1, 3, image_size, image_size),
+        "encode_text": torch.zeros(1, text["context_length"], dtype=torch.long),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates TorchScript, OpenAI's loader stays
-        return torch.jit.trace_module(network, inputs, check_trace=False)
-
-
-def _heads_of_64(model_config):
-    """Whether the heads are those that OpenAI's loader derives from the widths."""
-    vision, text = model_config["vision"], model_config["text"]
-    width = vision["width"] * (32 if isinstance(vision["layers"], list) else 1)
-    return (width, text["width"]) == (64 * vision["heads"], 64 * text["heads"])
-
-
-# ------------------------------------------------------------------ reading it elsewhere
+        torch.jit.save(torch.jit.trace_module(network, inputs, check_trace=False), path)
 
 
 def how_to_load(out, naming, model_config):
     """Lines of Python, with comments, that load what `write` has written."""
-    path, activation = repr(str(out)), model_config["activation"]
+    path, name, activation = repr(str(out)), model_config["name"], model_config["activation"]
     if naming == "huggingface":
         return [f"clip.load({path})  # this project", f"CLIPModel.from_pretrained({path})"]
     if naming == "openai":
@@ -148,18 +102,13 @@ def how_to_load(out, naming, model_config):
             f"clip.load({path})  # OpenAI's package, which rounds to half precision",
             f"open_clip.load_openai_model({path})  # rounds too",
         ]
-    ours = f"clip.load({path}, activation='{activation}')  # this project"
-    return [ours, _open_clips_call(path, activation, model_config)]
-
-
-def _open_clips_call(path, activation, model_config):
-    arguments = f"pretrained={path}, force_image_size={model_config['image_size']}"
+    options = f"pretrained={path}, force_image_size={model_config['image_size']}"
     if activation == "quickgelu":
-        arguments += ", force_quick_gelu=True"
-    name = model_config["name"]
-    if name in OPEN_CLIP:
-        return f"open_clip.create_model({name!r}, {arguments})"
-    return (
-        f"# open_clip: describe the sizes in models/{name}.json to open_clip.add_model_config, "
-        f"then create_model(NAME, {arguments})"
-    )
+        options += ", force_quick_gelu=True"
+    open_clips = f"open_clip.create_model({name!r}, {options})"
+    if name not in OPEN_CLIP:
+        open_clips = (
+            f"# open_clip: describe the sizes in models/{name}.json to open_clip.add_model_config, "
+            f"then create_model(NAME, {options})"
+        )
+    return [f"clip.load({path}, activation='{activation}')  # this project", open_clips]

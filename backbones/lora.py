@@ -40,7 +40,8 @@ class LowRank(nn.Module):
 
     def __init__(self, rows, columns, rank, alpha, dropout, parts=1):
         super().__init__()
-        self.scale, self.dropout = alpha / rank, dropout
+        self.scale = alpha / rank
+        self.dropout = dropout
         # The paper's code: Kaiming-uniform with a = sqrt(5), of which this bound is left over.
         bound = columns**-0.5
         self.A = nn.Parameter(torch.empty(parts, rank, columns).uniform_(-bound, bound))
@@ -50,7 +51,8 @@ class LowRank(nn.Module):
         kept = F.dropout(torch.ones_like(self.A[0, 0]), self.dropout, self.training)  # (columns,)
         # In bf16 a small change of the weight would be lost.
         with torch.autocast(weight.device.type, enabled=False):
-            return weight + self.scale * (self.B @ (self.A * kept)).flatten(0, 1)  # (rows, columns)
+            product = (self.B @ (self.A * kept)).flatten(0, 1)  # (rows, columns)
+            return weight + self.scale * product
 
 
 def adapt(model, rank, alpha, dropout):
@@ -69,10 +71,13 @@ def adapt(model, rank, alpha, dropout):
     if is_adapted(model):
         raise ValueError("the model is adapted already; call merge(model) first")
     names = [name for name, _ in model.named_parameters() if ADAPTED.fullmatch(name)]
-    for owner, _, name in (name.rpartition(".") for name in names):
+    for full_name in names:
+        owner, _, name = full_name.rpartition(".")
         module = model.get_submodule(owner)
-        weight, parts = getattr(module, name), 3 if name == "in_proj_weight" else 1
-        adapter = LowRank(*weight.shape, rank, alpha, dropout, parts).to(weight)
+        weight = getattr(module, name)
+        rows, columns = weight.shape
+        parts = 3 if name == "in_proj_weight" else 1  # queries, keys and values
+        adapter = LowRank(rows, columns, rank, alpha, dropout, parts).to(weight)
         parametrize.register_parametrization(module, name, adapter)
     return model
 
@@ -84,12 +89,11 @@ def is_adapted(model):
 
 def adapter_parameters(model):
     """Names of the adapters' parameters, as in model.named_parameters()."""
-    return {
-        f"{owner}.{name}"
-        for owner, module in model.named_modules()
-        if isinstance(module, LowRank)
-        for name, _ in module.named_parameters()
-    }
+    names = set()
+    for owner, module in model.named_modules():
+        if isinstance(module, LowRank):
+            names |= {f"{owner}.{name}" for name, _ in module.named_parameters()}
+    return names
 
 
 @torch.no_grad()
@@ -100,7 +104,8 @@ def merge(model):
     Parameter, as an optimizer knows it. A model without adapters stays as it is.
     """
     adapted = {name.partition(".parametrizations.")[0] for name in adapter_parameters(model)}
-    for module in map(model.get_submodule, sorted(adapted)):
+    for owner in sorted(adapted):
+        module = model.get_submodule(owner)
         parametrizations = module.parametrizations.eval()  # dropout is not to be merged
         # remove_parametrizations would delete the property from a class that deep copies share.
         del module.parametrizations

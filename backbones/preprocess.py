@@ -4,9 +4,7 @@ import torch
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-
-
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green and blue, from 0 to 1
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -22,7 +20,8 @@ def resize_and_crop(image_size):
 
 def normalize(images):
     """uint8 pixels (..., 3, H, W) to CLIP's normalised float32, on the device they are on."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 

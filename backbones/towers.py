@@ -1,16 +1,16 @@
 """CLIP's image and text towers: ViT, ModifiedResNet and a causal text transformer.
 
 Architecture and parameter names follow OpenAI CLIP (https://github.com/openai/CLIP, MIT), so that
-its state dicts load strictly; the code is our own. The sizes come from a definition in `models/`:
+its state dicts load strictly; the code is our own. The sizes come from a model config in `models/`:
 
     {"embed_dim": 512, "image_size": 224,
      "vision": {"patch_size": 32, "width": 768, "layers": 12, "heads": 12},
      "text": {"context_length": 77, "vocab_size": 49408, "width": 512, "layers": 12, "heads": 8}}
 
 An `"activation": "gelu"` beside them is for weights that were not trained with OpenAI's QuickGELU.
-A `vision` whose `layers` is a list of four is a ModifiedResNet. A `text` of 0 layers, which no CLIP
-has, is the mean of its words' embeddings, for comparison. Sizes in the shapes below: B images or
-texts, L positions, D width, E the common embedding width.
+A `vision` whose `layers` is a list of four is a ModifiedResNet and has no `patch_size`. A `text` of
+0 layers, which no CLIP has, is the mean of its words' embeddings, for comparison. Sizes in the
+shapes below: B images or texts, L positions, D width, E the common embedding width.
 """
 
 import math
@@ -18,6 +18,23 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+RESNET_STRIDE = 32  # pixels of the image, along one side, that a ModifiedResNet's position covers
+
+
+def is_resnet(vision):
+    """Whether the `vision` of a model config describes a ModifiedResNet."""
+    return isinstance(vision["layers"], list)
+
+
+def vision_channels(vision):
+    """Channels of an image tower's last layer, which its heads share.
+
+    Those of a ModifiedResNet double in three of the four stages, and a Bottleneck expands them.
+    """
+    if is_resnet(vision):
+        return vision["width"] * 2**3 * Bottleneck.expansion
+    return vision["width"]
 
 
 class QuickGELU(nn.Module):
@@ -130,13 +147,16 @@ class AttentionPool2d(nn.Module):
 
     def forward(self, x):
         x = x.flatten(2).transpose(1, 2)  # (B, H W, D)
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
-        query, key, value = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
-        query, key, value = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)
-        )  # (B, heads, L, D / heads)
-        x = F.scaled_dot_product_attention(query, key, value)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (B, L, D)
+        x = x + self.positional_embedding
+        query = self._by_head(self.q_proj(x[:, :1]))
+        key = self._by_head(self.k_proj(x))
+        value = self._by_head(self.v_proj(x))
+        x = F.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, D / heads)
         return self.c_proj(x.transpose(1, 2).flatten(1))  # (B, E)
+
+    def _by_head(self, x):
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
 
 
 class ModifiedResNet(nn.Module):
@@ -160,7 +180,7 @@ class ModifiedResNet(nn.Module):
                 stage.append(Bottleneck(inplanes, planes, stride))
                 inplanes = planes * Bottleneck.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
-        self.attnpool = AttentionPool2d(image_size // 32, inplanes, heads, embed_dim)
+        self.attnpool = AttentionPool2d(image_size // RESNET_STRIDE, inplanes, heads, embed_dim)
 
     def forward(self, image):
         x = F.relu(self.bn1(self.conv1(image)))
@@ -177,16 +197,16 @@ class CLIP(nn.Module):
         super().__init__()
         vision, text = model_config["vision"], model_config["text"]
         activation = ACTIVATIONS[model_config.get("activation", "quickgelu")]
-        sizes = model_config["image_size"], model_config["embed_dim"]
-        if isinstance(vision["layers"], list):
-            self.visual = ModifiedResNet(*sizes, **vision)
+        image_size, embed_dim = model_config["image_size"], model_config["embed_dim"]
+        if is_resnet(vision):
+            self.visual = ModifiedResNet(image_size, embed_dim, **vision)
         else:
-            self.visual = VisionTransformer(*sizes, activation, **vision)
+            self.visual = VisionTransformer(image_size, embed_dim, activation, **vision)
         self.transformer = Transformer(text["width"], text["layers"], text["heads"], activation)
         self.token_embedding = nn.Embedding(text["vocab_size"], text["width"])
         self.positional_embedding = nn.Parameter(torch.empty(text["context_length"], text["width"]))
         self.ln_final = nn.LayerNorm(text["width"])
-        self.text_projection = nn.Parameter(torch.empty(text["width"], model_config["embed_dim"]))
+        self.text_projection = nn.Parameter(torch.empty(text["width"], embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._initialise(text["width"], text["layers"])
 
