@@ -23,7 +23,8 @@ FILE = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2  # of the file's lines; 512 characters and two special tokens come beside
 
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 
 
 _WORDS = regex.compile(
@@ -38,25 +39,32 @@ def find_vocabulary():
     Raises FileNotFoundError that lists the places searched and what to install.
     """
     places = [Path(__file__).parent / "models" / FILE]
-    spec = importlib.util.find_spec("open_clip")  # locates the package without importing it
-    if spec is not None:
-        places += [Path(folder) / FILE for folder in spec.submodule_search_locations]
+    missing = ""
+    package = importlib.util.find_spec("open_clip")  # locates the package without importing it
+    if package is None:
+        missing = " and the package open_clip, which is not installed"
+    else:
+        places += [Path(folder) / FILE for folder in package.submodule_search_locations]
     for place in places:
         if place.is_file():
             return place
+    searched = ", ".join(str(place) for place in places)
     raise FileNotFoundError(
-        f"CLIP's vocabulary {FILE} was not found; searched: {', '.join(map(str, places))}"
-        f"{'' if spec else ' and the package open_clip, which is not installed'}. "
+        f"CLIP's vocabulary {FILE} was not found; searched: {searched}{missing}. "
         "Remedy: pip install open_clip_torch, or put the file into models/"
     )
 
 
 def byte_characters():
-    """A printable character for each of the 256 bytes, in the vocabulary's order."""
+    """A printable character for each of the 256 bytes, in the vocabulary's order: a dict.
+
+    Printable bytes of Latin-1 stand for themselves, the others for the characters from 256 on.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
     characters = {byte: chr(byte) for byte in printable}
-    characters.update({byte: chr(256 + i) for i, byte in enumerate(others)})
+    for byte in range(256):
+        if byte not in characters:
+            characters[byte] = chr(256 + len(characters) - len(printable))
     return characters
 
 
@@ -67,33 +75,40 @@ def clean(text):
 
 
 class SimpleTokenizer:
-    """Text to CLIP's token ids."""
+    """Text to CLIP's token ids.
+
+    path: of the vocabulary file, a merge a line, the most frequent first; default CLIP's.
+
+    ids           id of each token: characters, characters that end a word, merges, start, end
+    ranks         place of each merge in the file: the first is done first
+    bytes         see `byte_characters`
+    start, end    ids of the special tokens
+    """
 
     def __init__(self, path=None):
-        lines = gzip.open(path or find_vocabulary(), "rt", encoding="utf-8").read().split("\n")
-        merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
+        with gzip.open(path or find_vocabulary(), "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+        merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]  # the first is a heading
         self.bytes = byte_characters()
         characters = list(self.bytes.values())
-        words = characters + [c + "</w>" for c in characters] + ["".join(m) for m in merges]
-        self.ids = {word: i for i, word in enumerate([*words, START, END])}
-        self.ranks = {pair: i for i, pair in enumerate(merges)}
-        self.start, self.end = self.ids[START], self.ids[END]
-        self._merge = lru_cache(maxsize=100_000)(self._merge)
+        last_characters = [character + "</w>" for character in characters]
+        merged = [first + second for first, second in merges]
+        tokens = [*characters, *last_characters, *merged, START, END]
+        self.ids = {token: i for i, token in enumerate(tokens)}
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.start = self.ids[START]
+        self.end = self.ids[END]
+        self._ids_of_word = lru_cache(maxsize=100_000)(self._merge)
 
     def _merge(self, word):
         """Ids of a word in byte characters: merge the best-ranked pair until none is left."""
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            pairs = set(zip(parts, parts[1:], strict=False))
-            first, second = best = min(pairs, key=lambda pair: self.ranks.get(pair, MERGES))
+            pairs = zip(parts[:-1], parts[1:], strict=True)
+            best = min(pairs, key=lambda pair: self.ranks.get(pair, MERGES))
             if best not in self.ranks:
                 break
-            merged, i = [], 0
-            while i < len(parts):
-                both = i + 1 < len(parts) and parts[i] == first and parts[i + 1] == second
-                merged.append(first + second if both else parts[i])
-                i += 2 if both else 1
-            parts = merged
+            parts = _merge_pair(parts, best)
         return [self.ids[part] for part in parts]
 
     def encode(self, text):
@@ -103,8 +118,23 @@ class SimpleTokenizer:
             if word in (START, END):
                 ids.append(self.ids[word])
             else:
-                ids += self._merge("".join(self.bytes[byte] for byte in word.encode("utf-8")))
+                characters = [self.bytes[byte] for byte in word.encode("utf-8")]
+                ids += self._ids_of_word("".join(characters))
         return ids
+
+
+def _merge_pair(parts, pair):
+    """A word's parts with every occurrence of a pair of neighbours joined, from the left."""
+    merged = []
+    i = 0
+    while i < len(parts):
+        if tuple(parts[i : i + 2]) == pair:
+            merged.append(parts[i] + parts[i + 1])
+            i += 2
+        else:
+            merged.append(parts[i])
+            i += 1
+    return merged
 
 
 @lru_cache(maxsize=1)
@@ -130,7 +160,9 @@ def tokenize(texts, context_length=CONTEXT_LENGTH, truncate=True):
     """
     import torch  # needed here alone: the tokenizer itself does without
 
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):
+        texts = [texts]
+    texts = list(texts)
     encoder = tokenizer()
     result = torch.zeros(len(texts), context_length, dtype=torch.long)
     for i, text in enumerate(texts):
