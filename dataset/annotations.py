@@ -12,7 +12,6 @@ Nothing here opens an image.
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,13 +65,16 @@ def prepared(caption, clean="none", template=None):
     """
     if clean not in CLEANERS:
         raise ValueError(f"cleaning '{clean}': expected one of {', '.join(CLEANERS)}")
-    template = "{}" if template is None else template
-    if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
+    if template is None:
+        template = "{}"
+    around = template.replace("{}", "")
+    if template.count("{}") != 1 or "{" in around or "}" in around:
         raise ValueError(f"template '{template}': expected exactly one {{}}, and no other braces")
     text = caption.strip()
     if clean == "pir":
         text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
-        text = " ".join(re.sub("[-/]", " ", text).split()[:_PIR_WORDS])
+        words = re.sub("[-/]", " ", text).split()
+        text = " ".join(words[:_PIR_WORDS])
     return template.replace("{}", text) if text else ""
 
 
@@ -100,20 +102,22 @@ def _lines(path):
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _field(container, key, kind, place):
+def _field(container, key, kinds, place):
+    """A field of a JSON object, if it is of one of these types."""
     value = container.get(key) if isinstance(container, dict) else None
-    if not isinstance(value, kind):
-        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{place}: field '{key}': expected {kinds}, found {value!r:.60}")
+    if not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{place}: field '{key}': expected {expected}, found {value!r:.60}")
     return value
 
 
 def _inside(name, place):
     """The name, if it is one and stays below the data root, on whichever system it is read."""
     parts = name.replace("\\", "/").split("/")
-    if not name.strip() or parts[-1] in ("", "."):
-        what = f"'{name}' names no file" if name.strip() else "the name is blank"
-        raise ValueError(f"{place}: {what}; expected the name of an image")
+    if not name.strip():
+        raise ValueError(f"{place}: the name is blank; expected the name of an image")
+    if parts[-1] in ("", "."):
+        raise ValueError(f"{place}: '{name}' names no file; expected the name of an image")
     if ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", name):
         raise ValueError(
             f"{place}: '{name}' leads out of the data root; write it relative to the root, "
@@ -127,7 +131,8 @@ def _inside(name, place):
 
 
 def _text_rows(split, names_file, captions_file):
-    names, captions = [line.strip() for line in _lines(names_file)], _lines(captions_file)
+    names = [line.strip() for line in _lines(names_file)]
+    captions = _lines(captions_file)
     if not names or not captions or len(captions) % len(names):
         raise ValueError(
             f"{names_file} has {len(names)} lines and {captions_file} {len(captions)}: expected "
@@ -135,34 +140,39 @@ def _text_rows(split, names_file, captions_file):
         )
     for i, name in enumerate(names):
         _inside(name, f"{names_file}: line {i + 1}")
-    share = len(captions) // len(names)
+    captions_per_name = len(captions) // len(names)
     for i, caption in enumerate(captions):
-        yield split, names[i // share], caption, f"{captions_file.name}: line {i + 1}"
+        name = names[i // captions_per_name]
+        yield split, name, caption, f"{captions_file.name}: line {i + 1}"
 
 
 def _read_txt(files):
     root = files[0].parent
     for split in SPLITS:
-        names, captions = root / f"{split}_filename.txt", root / f"{split}_caps.txt"
-        if (names in files) != (captions in files):
-            raise ValueError(f"{names} and {captions}: one is there, the other is missing")
-        if names in files:
-            yield from _text_rows(split, names, captions)
+        names_file = root / f"{split}_filename.txt"
+        captions_file = root / f"{split}_caps.txt"
+        if (names_file in files) != (captions_file in files):
+            raise ValueError(
+                f"{names_file} and {captions_file}: one is there, the other is missing"
+            )
+        if names_file in files:
+            yield from _text_rows(split, names_file, captions_file)
 
 
 def _read_karpathy(files):
     [path] = files
-    for i, image in enumerate(_field(_json(path), "images", list, path)):
+    for i, image in enumerate(_field(_json(path), "images", (list,), path)):
         place = f"{path}: image {i}"
-        name = _inside(_field(image, "filename", str, place), place)
-        split = _field(image, "split", str, place)
+        name = _inside(_field(image, "filename", (str,), place), place)
+        split = _field(image, "split", (str,), place)
         if image.get("filepath"):
-            name = f"{_inside(_field(image, 'filepath', str, place), place)}/{name}"
-        sentences = _field(image, "sentences", list, place)
+            folder = _inside(_field(image, "filepath", (str,), place), place)
+            name = f"{folder}/{name}"
+        sentences = _field(image, "sentences", (list,), place)
         if not sentences:
             yield split, name, "", f"{path.name}: {name}, no sentence"
         for j, sentence in enumerate(sentences):
-            raw = _field(sentence, "raw", str, f"{place}, sentence {j}")
+            raw = _field(sentence, "raw", (str,), f"{place}, sentence {j}")
             yield split, name, raw, f"{path.name}: {name}, sentence {j}"
 
 
@@ -173,10 +183,11 @@ def _pir_rows(split, path):
     for i, entry in enumerate(entries):
         place = f"{path}: entry {i}"
         # The folder is the split's name, whatever the images' real folder is called.
-        name = _field(entry, "image", str, place).removeprefix(f"{split}/")
+        name = _field(entry, "image", (str,), place).removeprefix(f"{split}/")
         _inside(name, place)
         captions = _field(entry, "caption", (str, list), place)
-        captions = [captions] if isinstance(captions, str) else captions
+        if isinstance(captions, str):
+            captions = [captions]
         if not captions:
             yield split, name, "", f"{path.name}: entry {i}, {name}, no caption"
         for j, caption in enumerate(captions):
@@ -202,21 +213,45 @@ def _is_pir(path):
         content = _json(path)
     except ValueError:
         return True  # so that it is not passed over: reading it says what is wrong
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, dict) and {"image", "caption"} <= first.keys()
+    if not isinstance(content, list) or not content:
+        return False
+    first = content[0]
+    return isinstance(first, dict) and "image" in first and "caption" in first
+
+
+def _txt_sets(root):
+    files = []
+    for split in SPLITS:
+        for kind in ("filename", "caps"):
+            path = root / f"{split}_{kind}.txt"
+            if path.is_file():
+                files.append(path)
+    return [files] if files else []
+
+
+def _pir_sets(root):
+    by_prefix = {}
+    for split in SPLITS:
+        for path in sorted(root.glob(f"*_{split}.json")):
+            prefix = path.name.removesuffix(f"_{split}.json")
+            by_prefix.setdefault(prefix, []).append(path)
+    return [files for files in by_prefix.values() if any(_is_pir(path) for path in files)]
 
 
 def _sources(root):
     """What lies in a data root: {form: list of sets}, each set the list of its files."""
-    lists = [root / f"{split}_{kind}.txt" for split in SPLITS for kind in ("filename", "caps")]
-    lists = [path for path in lists if path.is_file()]
-    by_prefix = {}
-    for split in SPLITS:
-        for path in sorted(root.glob(f"*_{split}.json")):
-            by_prefix.setdefault(path.name.removesuffix(f"_{split}.json"), []).append(path)
-    pir = [files for files in by_prefix.values() if any(map(_is_pir, files))]
-    karpathy = [[path] for path in sorted(set(root.glob("dataset*.json")).difference(*pir))]
-    return {"txt": [lists] if lists else [], "karpathy": karpathy, "pir": pir}
+    pir_sets = _pir_sets(root)
+    pir_files = [path for files in pir_sets for path in files]
+    karpathy_files = sorted(path for path in root.glob("dataset*.json") if path not in pir_files)
+    return {
+        "txt": _txt_sets(root),
+        "karpathy": [[path] for path in karpathy_files],
+        "pir": pir_sets,
+    }
+
+
+def _names(files):
+    return ", ".join(path.name for path in files)
 
 
 def _choose(root, form):
@@ -224,46 +259,37 @@ def _choose(root, form):
     if form not in FORMS:
         raise ValueError(f"--annotations {form}: expected one of {', '.join(FORMS)}")
     sources = _sources(root)
-    there = {name: sets for name, sets in sources.items() if sets}
+    there = [name for name, sets in sources.items() if sets]
     listed = "; ".join(
-        f"--annotations {name} ({', '.join(path.name for path in files)})"
-        for name, sets in there.items()
-        for files in sets
+        f"--annotations {name} ({_names(files)})" for name in there for files in sources[name]
     )
     if not there:
         raise ValueError(f"{root}: no annotations; expected {'; or '.join(_NEEDED.values())}")
-    if form == "auto" and len(there) > 1:
-        raise ValueError(f"{root}: annotations in several forms, choose one: {listed}")
-    form = next(iter(there)) if form == "auto" else form
-    if not sources[form]:
+    if form == "auto":
+        if len(there) > 1:
+            raise ValueError(f"{root}: annotations in several forms, choose one: {listed}")
+        [form] = there
+    sets = sources[form]
+    if not sets:
         raise ValueError(f"{root}: --annotations {form} needs {_NEEDED[form]}; there is {listed}")
-    if len(sources[form]) > 1:
+    if len(sets) > 1:
         raise ValueError(f"{root}: annotations of one form twice, take one away: {listed}")
-    return form, sources[form][0]
+    return form, sets[0]
 
 
 def _origin(root, form, files, clean, template):
-    names = ", ".join(path.name for path in files)
-    origin = {
-        "txt": f"text lists in {root}: {names}",
-        "karpathy": f"Karpathy-style JSON {files[0]}",
-        "pir": f"PIR-style JSON in {root}: {names}",
-    }[form]
-    origin += "" if clean == "none" else f"; captions cleaned as by {clean}"
-    return origin if template is None else f"{origin}; captions within '{template}'"
-
-
-def _group(rows, prepare, blank, empty):
-    """(name, caption, place) in file order to records in the order of first appearance."""
-    captions = {}
-    for name, caption, place in rows:
-        kept, text = captions.setdefault(name, []), prepare(caption)
-        if text:
-            kept.append(text)
-        else:
-            blank.append(place)
-    empty += [name for name, texts in captions.items() if not texts]
-    return [Record(name, tuple(texts)) for name, texts in captions.items() if texts]
+    """Where captions come from and what was done to them, in words."""
+    if form == "txt":
+        origin = f"text lists in {root}: {_names(files)}"
+    elif form == "karpathy":
+        origin = f"Karpathy-style JSON {files[0]}"
+    else:
+        origin = f"PIR-style JSON in {root}: {_names(files)}"
+    if clean != "none":
+        origin += f"; captions cleaned as by {clean}"
+    if template is not None:
+        origin += f"; captions within '{template}'"
+    return origin
 
 
 def read_annotations(root, form="auto", clean="none", template=None):
@@ -273,15 +299,28 @@ def read_annotations(root, form="auto", clean="none", template=None):
     are left out and their places listed. Raises ValueError where there are no annotations or
     several, where a file is malformed, and where a name leads out of the root.
     """
-    root, prepare = Path(root), partial(prepared, clean=clean, template=template)
-    prepare("")  # settings that are wrong are an error before any file is read
+    root = Path(root)
+    prepared("", clean, template)  # settings that are wrong are an error before any file is read
     form, files = _choose(root, form)
-    rows, blank, empty = {}, [], []
-    for split, *row in _READERS[form](files):
-        rows.setdefault(split, []).append(row)
-    if not rows:
+    rows_of = {}  # split: list of (name, caption, place)
+    for split, name, caption, place in _READERS[form](files):
+        rows_of.setdefault(split, []).append((name, caption, place))
+    if not rows_of:
         raise ValueError(f"{files[0]}: no image in it; expected images with captions")
-    splits = {split: _group(own, prepare, blank, empty) for split, own in rows.items()}
+    splits = {}
+    blank = []
+    empty = []
+    for split, rows in rows_of.items():
+        captions_of = {}  # name: captions, in the order of first appearance
+        for name, caption, place in rows:
+            captions = captions_of.setdefault(name, [])
+            text = prepared(caption, clean, template)
+            if text:
+                captions.append(text)
+            else:
+                blank.append(place)
+        splits[split] = [Record(name, tuple(texts)) for name, texts in captions_of.items() if texts]
+        empty += [name for name, texts in captions_of.items() if not texts]
     return Annotations(splits, _origin(root, form, files, clean, template), blank, empty)
 
 
@@ -292,15 +331,23 @@ def with_validation(annotations, fraction, seed, dev_images=0):
     where nothing was drawn, else (annotations, split) with the names of "train" and of the drawn
     one, to be written beside the checkpoint. From a train of no more images nothing is drawn.
     """
-    name, train = "dev" if dev_images else "val", annotations.splits.get("train", [])
-    if not dev_images and (annotations.splits.get("val") or not train):
+    train = annotations.splits.get("train", [])
+    if dev_images:
+        name = "dev"
+        size = dev_images
+    elif annotations.splits.get("val") or not train:
         return annotations, None
-    # R@10 needs ten.
-    size = dev_images or max(round(fraction * len(train)), min(10, len(train) // 2))
+    else:
+        name = "val"
+        at_least = min(10, len(train) // 2)  # R@10 needs ten
+        size = max(round(fraction * len(train)), at_least)
     if size >= len(train):
         return annotations, None
-    train, held = train_test_split(train, test_size=size, random_state=seed)
-    drawn = {"train": [record.name for record in train], name: [record.name for record in held]}
-    splits = {**annotations.splits, "train": train, name: held}
+    train, held_out = train_test_split(train, test_size=size, random_state=seed)
+    drawn = {
+        "train": [record.name for record in train],
+        name: [record.name for record in held_out],
+    }
+    splits = {**annotations.splits, "train": train, name: held_out}
     origin = f"{annotations.origin}; {name} of {size} images drawn from train, seed {seed}"
     return annotations._replace(splits=splits, origin=origin), drawn

@@ -26,27 +26,35 @@ def stored_size(image_size, augment):
 
 def draw_affine(rng, augment):
     """A (2, 3) map from output to input coordinates, both in [-1, 1] over the square crop."""
-    matrix, shift = np.eye(2), np.zeros(2)
+    matrix = np.eye(2)
+    shift = np.zeros(2)
     if "turn" in augment:  # by any angle: seen from above, no direction is the upright one
         angle = rng.uniform(0, 2 * math.pi)
-        matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        cos = math.cos(angle)
+        sin = math.sin(angle)
+        matrix = np.array([[cos, -sin], [sin, cos]])
     if "flip" in augment and rng.random() < 0.5:
         matrix = matrix @ np.diag([-1.0, 1.0])
     if "crop" in augment:
         zoom = rng.uniform(SMALLEST_CROP, 1)
-        matrix, shift = matrix * zoom, rng.uniform(zoom - 1, 1 - zoom, 2)
-    return np.concatenate([matrix, shift[:, None]], axis=1)
+        matrix = matrix * zoom
+        shift = rng.uniform(zoom - 1, 1 - zoom, 2)
+    return np.concatenate([matrix, shift[:, None]], axis=1)  # (2, 3)
 
 
 def move_boxes(class_ids, boxes, size, affine):
-    """Detections as they lie after `affine`: (slots, boxes, size); those moved out are left out."""
+    """Detections as they lie after `affine`, without those moved out: (class ids, boxes, size).
+
+    class_ids (n), boxes (n, 6) in pixels of an image of this size (width, height); affine (2, 3).
+    """
     width, height = size
     half = min(width, height) / 2  # the square crop's
     inverse = np.linalg.inv(affine[:, :2])
     zoom = math.sqrt(abs(np.linalg.det(inverse)))
     centres = (boxes[:, :2] - (width / 2, height / 2)) / half
     centres = (centres - affine[:, 2]) @ inverse.T  # (n, 2)
-    directions = np.stack([np.cos(boxes[:, 4]), np.sin(boxes[:, 4])], axis=1) @ inverse.T
+    directions = np.stack([np.cos(boxes[:, 4]), np.sin(boxes[:, 4])], axis=1)
+    directions = directions @ inverse.T  # (n, 2)
     if abs(inverse[0, 0]) < abs(inverse[0, 1]):  # nearer to lying on its side
         width, height = height, width
     moved = boxes.copy()
@@ -59,7 +67,9 @@ def move_boxes(class_ids, boxes, size, affine):
 
 def draw_colour(rng):
     """Gain and offset (2, 3) of the normalised channels: light and haze differ between images."""
-    return np.stack([rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3), rng.uniform(-0.3, 0.3, 3)])
+    gain = rng.uniform(0.8, 1.25) * rng.uniform(0.9, 1.1, 3)
+    offset = rng.uniform(-0.3, 0.3, 3)
+    return np.stack([gain, offset])  # (2, 3)
 
 
 def draw_hole(rng):
@@ -72,7 +82,9 @@ def _erased(images, hole):
     side = images.shape[-1]
     places = (torch.arange(side, device=images.device) + 0.5) / side
     inside = (places - hole[..., None]).abs() < HOLE / 2  # (B, 2, side)
-    return images.masked_fill((inside[:, 1, :, None] & inside[:, 0, None, :])[:, None], 0)
+    columns = inside[:, 0, None, None, :]  # (B, 1, 1, side)
+    rows = inside[:, 1, None, :, None]  # (B, 1, side, 1)
+    return images.masked_fill(rows & columns, 0)
 
 
 def augmented(images, image_size, affine=None, colour=None, hole=None):
@@ -85,5 +97,9 @@ def augmented(images, image_size, affine=None, colour=None, hole=None):
         grid = F.affine_grid(affine, [len(images), 3, image_size, image_size], align_corners=False)
         images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     if colour is not None:
-        images = images * colour[:, 0, :, None, None] + colour[:, 1, :, None, None]
-    return images if hole is None else _erased(images, hole)
+        gain = colour[:, 0, :, None, None]  # (B, 3, 1, 1)
+        offset = colour[:, 1, :, None, None]  # (B, 3, 1, 1)
+        images = images * gain + offset
+    if hole is not None:
+        images = _erased(images, hole)
+    return images

@@ -155,53 +155,41 @@ def _decode(paths, image_size):
     """Yield an _Image for each path, in order; several are decoded at once, but few wait."""
     transform = preprocess.resize_and_crop(image_size)
     threads = os.cpu_count() or 1
+    few = len(paths) < 100
+    bar = tqdm(total=len(paths), desc="images", leave=False, unit="image", disable=few)
     waiting = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with bar, ThreadPoolExecutor(threads) as pool:
         for path in paths:
             waiting.append(pool.submit(_decode_one, path, transform))
             if len(waiting) > 4 * threads:
                 yield waiting.popleft().result()
+                bar.update()
         while waiting:
             yield waiting.popleft().result()
+            bar.update()
 
 
-def _decode_all(paths, image_size, keep):
-    """Decode all images; keep(i, pixels) takes the readable ones, in order.
-
-    Returns sizes, hashes and problems as in Decoded.
-    """
-    sizes = []
-    hashes = []
-    problems = []
-    few = len(paths) < 100
-    decoded = tqdm(
-        _decode(paths, image_size),
-        desc="images",
-        total=len(paths),
-        leave=False,
-        unit="image",
-        disable=few,
+def _collected(pixels, decoded, boxes):
+    """A Decoded from the _Images of a split."""
+    return Decoded(
+        pixels=pixels,
+        sizes=[image.size for image in decoded],
+        hashes=[image.content_hash for image in decoded],
+        problems=[image.problem for image in decoded if image.problem],
+        boxes=boxes,
     )
-    for i, image in enumerate(decoded):
-        sizes.append(image.size)
-        hashes.append(image.content_hash)
-        if image.problem:
-            problems.append(image.problem)
-        else:
-            keep(i, image.pixels)
-    return sizes, hashes, problems
 
 
 def _read_into_memory(paths, detections, shape, label_map):
     """A Decoded whose pixels are a tensor."""
     boxes, _ = _read_boxes(detections, label_map)
     pixels = torch.zeros(shape, dtype=torch.uint8)
-
-    def keep(i, row):
-        pixels[i] = torch.from_numpy(row)
-
-    sizes, hashes, problems = _decode_all(paths, shape[-1], keep)
-    return Decoded(pixels, sizes, hashes, problems, boxes)
+    decoded = []
+    for i, image in enumerate(_decode(paths, shape[-1])):
+        if image.pixels is not None:
+            pixels[i] = torch.from_numpy(image.pixels)
+        decoded.append(image._replace(pixels=None))
+    return _collected(pixels, decoded, boxes)
 
 
 # ------------------------------------------------------------------ writing a pair
@@ -222,8 +210,9 @@ def _build(pixel_file, paths, detections, shape, fingerprint, label_map):
         with contextlib.suppress(ValueError):
             return _open(pixel_file, shape, fingerprint, label_map)
         size = f"{math.prod(shape) / 2**30:.2g} GiB"
+        reason = _first_cause(error)
         raise ValueError(
-            f"{pixel_file.parent}: no cache of {size} there ({error}); {REMEDY}"
+            f"{pixel_file.parent}: no cache of {size} there ({reason}); {REMEDY}"
         ) from None
     if decoded.problems:
         return decoded
@@ -231,6 +220,13 @@ def _build(pixel_file, paths, detections, shape, fingerprint, label_map):
         return _open(pixel_file, shape, fingerprint, label_map)
     except ValueError as error:
         raise ValueError(f"{error}, and another process writes it; {REMEDY}") from None
+
+
+def _first_cause(error):
+    """What the system said, below the errors that `written_whole` made of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _remove_leftovers(pixel_file):
@@ -244,27 +240,32 @@ def _remove_leftovers(pixel_file):
 def _write_pair(pixel_file, paths, shape, fingerprint, boxes, unknown):
     """Write both files, unless images are unreadable; returns a Decoded without pixels.
 
-    A process that is killed between the two leaves pixels whose digest fits no header.
+    The pixels take their name first: a process that is killed before the header has taken its own
+    leaves pixels whose digest fits no header.
     """
+    no_pixels = torch.empty(0, *shape[1:], dtype=torch.uint8)
+    decoded = []
     try:
-        with written_whole(pixel_file) as temporary, open(temporary, "xb") as file:
-            file.write(_array_header(shape))
-
-            def keep(i, row):
-                file.write(row)  # into no map: on a full disk that would kill the process
-
-            sizes, hashes, problems = _decode_all(paths, shape[-1], keep)
-            if problems:
-                raise _UnreadableImages
-            header = _header(fingerprint, sizes, hashes, boxes, unknown)
-            file.write(_digest(header).encode())
+        with (
+            written_whole(_header_file(pixel_file)) as header_temporary,
+            written_whole(pixel_file) as temporary,
+        ):
+            with open(temporary, "xb") as file:
+                file.write(_array_header(shape))
+                for image in _decode(paths, shape[-1]):
+                    if image.pixels is not None:
+                        # Into no memory map: on a full disk that would kill the process.
+                        file.write(image.pixels)
+                    decoded.append(image._replace(pixels=None))
+                result = _collected(no_pixels, decoded, boxes)
+                if result.problems:
+                    raise _UnreadableImages
+                header = _header(fingerprint, result, unknown)
+                file.write(_digest(header).encode())
+            header_temporary.write_bytes(header)
     except _UnreadableImages:
         pass
-    else:
-        with written_whole(_header_file(pixel_file)) as temporary:
-            temporary.write_bytes(header)
-    no_pixels = torch.empty(0, *shape[1:], dtype=torch.uint8)
-    return Decoded(no_pixels, sizes, hashes, problems, boxes)
+    return result
 
 
 def _array_header(shape):
@@ -279,13 +280,13 @@ def _header_file(pixel_file):
     return pixel_file.with_suffix(".json")
 
 
-def _header(fingerprint, sizes, hashes, boxes, unknown):
+def _header(fingerprint, decoded, unknown):
     """The bytes of the JSON file; equal for equal images, whoever writes it."""
     header = {
         "fingerprint": fingerprint,
-        "sizes": sizes,
-        "hashes": hashes,
-        "boxes": [(class_ids.tolist(), rows.tolist()) for class_ids, rows in boxes],
+        "sizes": decoded.sizes,
+        "hashes": decoded.hashes,
+        "boxes": [(class_ids.tolist(), rows.tolist()) for class_ids, rows in decoded.boxes],
         "unknown": unknown,
     }
     return json.dumps(header).encode()
@@ -356,7 +357,7 @@ def _open(pixel_file, shape, fingerprint, label_map):
     for class_ids, rows in header["boxes"]:
         boxes.append((np.array(class_ids, dtype=int), np.array(rows, dtype=float).reshape(-1, 6)))
     sizes = [tuple(size) for size in header["sizes"]]
-    return Decoded(pixels, sizes, header["hashes"], [], boxes)
+    return Decoded(pixels, sizes, header["hashes"], problems=[], boxes=boxes)
 
 
 def _read_header(path, digest):
