@@ -1,21 +1,19 @@
-"""Detections to graphs: published matrices, geometry, labels, malformed files, drawing."""
+"""Detections to graphs: published matrices, geometry, the order of objects, drawing."""
 
 import json
 import math
 import time
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import V_Graph
-from det_formats.det_json import LabelMap, load_detections, read_label_map
+from conftest import ROOT
+from det_formats.det_json import read_label_map
 from V_Graph import GEOMETRY, build_graph, build_matrices, graph_arrays
 
-ROOT = Path(__file__).parent.parent
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = ROOT / "test" / "fixtures"
 AIRPORT = FIXTURES / "airport_2_reconstructed.json"
 # The 15 areas times score that the published notebook prints for its airport, in square pixels.
 AIRPORT_DEGREES = [
@@ -24,43 +22,22 @@ AIRPORT_DEGREES = [
 ]  # fmt: skip
 LABEL_MAP = read_label_map()
 K = len(LABEL_MAP)
-OTHER = K - 1
-
-DOTA = (
-    "plane baseball-diamond bridge ground-track-field small-vehicle large-vehicle ship "
-    "tennis-court basketball-court storage-tank soccer-ball-field roundabout harbor swimming-pool "
-    "helicopter"
-).split()
-DIOR = (
-    "airplane,airport,baseball field,basketball court,bridge,chimney,dam,Expressway-Service-area,"
-    "Expressway-toll-station,golf field,ground track field,harbor,overpass,ship,stadium,"
-    "storage tank,tennis court,train station,vehicle,windmill"
-).split(",")
-NWPU = (
-    "airplane,ship,storage tank,baseball diamond,tennis court,basketball court,"
-    "ground track field,harbor,bridge,vehicle"
-).split(",")
+SIZE = (640, 480)
 
 
 def detection(label="ship", cx=100.0, cy=50.0, w=40.0, h=10.0, angle=0.0, score=0.5):
     return {"label": label, "bbox": [cx, cy, w, h, angle, score]}
 
 
-def random_detections(number, seed=0, width=640, height=480):
+def random_detections(number, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.choice([line.split(",")[0] for line in LABEL_MAP.lines], number)
-    columns = (
-        rng.uniform(0, width, number),
-        rng.uniform(0, height, number),
-        rng.uniform(5, 60, number),
-        rng.uniform(5, 60, number),
-        rng.uniform(-math.pi, math.pi, number),
-        rng.uniform(0, 1, number),
-    )
-    return [detection(label, *map(float, box)) for label, *box in zip(labels, *columns)]  # noqa: B905
+    low, high = (0, 0, 5, 5, -math.pi, 0), (*SIZE, 60, 60, math.pi, 1)
+    boxes = rng.uniform(low, high, (number, 6)).tolist()
+    return [detection(label, *numbers) for label, numbers in zip(labels, boxes, strict=True)]
 
 
-def arrays(detections, size=(640, 480), max_objects=20):
+def arrays(detections, size=SIZE, max_objects=20):
     return graph_arrays(detections, size, max_objects, LABEL_MAP)
 
 
@@ -77,57 +54,43 @@ def equal(first, second, tolerance=0.0):
 # ------------------------------------------------------------------ published matrices
 
 
-@pytest.mark.parametrize("index", range(8))
-def test_class_rule_reproduces_the_published_matrices(index):
+def test_class_rule_reproduces_the_published_matrices():
     outputs = np.load(FIXTURES / "published" / "outputs.npz")
-    adjacency, degree = build_matrices(FIXTURES / "published" / f"det_{index}.json", "class")
-    np.testing.assert_allclose(adjacency, outputs["adjacency"][index], rtol=1e-6, atol=0)
-    np.testing.assert_allclose(degree, outputs["degree"][index], rtol=1e-6, atol=0)
+    for index in range(8):
+        adjacency, degree = build_matrices(FIXTURES / "published" / f"det_{index}.json", "class")
+        np.testing.assert_allclose(adjacency, outputs["adjacency"][index], rtol=1e-6, atol=0)
+        np.testing.assert_allclose(degree, outputs["degree"][index], rtol=1e-6, atol=0)
+    adjacency, degree = build_matrices(AIRPORT)  # planes alone: no edges within one class
+    assert not adjacency.any()
+    assert np.count_nonzero(degree) == 1
+    assert degree[0, 0] == pytest.approx(1416.47, abs=0.005)
 
 
-def test_object_rule_reproduces_the_printed_degrees():
-    _, degree = build_matrices(AIRPORT, "object")
+def test_object_rule_reproduces_the_printed_numbers():
+    adjacency, degree = build_matrices(AIRPORT, "object")
     areas = np.diag(degree) * 255**2
     np.testing.assert_allclose(areas[:15], AIRPORT_DEGREES, rtol=0, atol=0.005)
     assert np.array_equal(degree, np.diag(np.diag(degree)))
-    assert not degree[15:].any()
-
-
-def test_object_rule_reproduces_the_printed_adjacency():
-    adjacency, _ = build_matrices(AIRPORT, "object")
-    assert adjacency.shape == (20, 20)
-    assert np.array_equal(adjacency, adjacency.T)
+    assert adjacency.shape == (20, 20) and np.array_equal(adjacency, adjacency.T)
     assert adjacency[adjacency > 0].min() == pytest.approx(0.00421540667, rel=1e-6)
     assert adjacency.max() == pytest.approx(5.12276208, rel=1e-6)
     assert adjacency.sum() == pytest.approx(24.8252023, rel=1e-6)
     assert adjacency[0].sum() == pytest.approx(0.2498314636, rel=1e-6)
     assert adjacency[6, 14] == 0  # coincident boxes: 1 / 0 counts as 0
     assert not np.diag(adjacency).any()
-    assert not adjacency[15:].any()
-
-
-def test_class_rule_has_no_edges_within_one_class():
-    adjacency, degree = build_matrices(AIRPORT, "class")
-    assert not adjacency.any()
-    assert np.count_nonzero(degree) == 1
-    assert degree[0, 0] == pytest.approx(1416.47, abs=0.005)
+    assert not degree[15:].any() and not adjacency[15:].any()
 
 
 def test_object_rule_keeps_the_first_twenty_objects(tmp_path):
     detections = random_detections(25)
-    path = tmp_path / "crowd.json"
-    path.write_text(json.dumps(detections))
-    first = tmp_path / "first.json"
-    first.write_text(json.dumps(detections[:20]))
-    for many, few in zip(
-        build_matrices(path, "object"), build_matrices(first, "object"), strict=True
-    ):
-        assert np.array_equal(many, few)
-
-
-def test_unknown_rule_is_an_error():
+    matrices = []
+    for number in (25, 20):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(detections[:number]))
+        matrices.append(build_matrices(path, "object"))
+    assert np.array_equal(matrices[0], matrices[1])
     with pytest.raises(ValueError, match="'class' or 'object', found 'pair'"):
-        build_matrices(AIRPORT, "pair")
+        build_matrices(path, "pair")
 
 
 # ------------------------------------------------------------------ node features and adjacency
@@ -143,11 +106,19 @@ def test_node_features_of_a_hand_computed_box():
     assert nodes.shape == (20, K + GEOMETRY)
 
 
+def test_an_unknown_label_keeps_its_node():
+    with pytest.warns(UserWarning, match="'griffin'"):
+        result = graph_arrays([detection("griffin")], SIZE)
+    assert result.mask.sum() == 1 and result.nodes[0, K - 1] == 1
+
+
 def test_adjacency_of_hand_computed_distances():
     detections = [detection(cx=0, cy=0, score=0.9), detection(cx=30, cy=40, score=0.8)]
     adjacency = arrays(detections, (300, 400)).adjacency  # 50 of a diagonal of 500 pixels
     assert adjacency[0, 1] == pytest.approx(math.exp(-1), rel=1e-6)
     assert np.count_nonzero(adjacency) == 2
+    coincident = arrays([detection(score=0.9), detection(score=0.8)]).adjacency
+    assert coincident[0, 1] == coincident[1, 0] == 1 and coincident.sum() == 2
 
 
 @pytest.mark.parametrize(("w", "h"), [(40, 10), (10, 40), (25, 25)])
@@ -160,17 +131,9 @@ def test_equal_boxes_in_other_words_have_equal_features(w, h, angle):
     assert equal(reference, described(w, h, angle + math.pi), 1e-6)
     assert equal(reference, described(h, w, angle + math.pi / 2), 1e-6)
     assert equal(reference, described(h, w, angle - math.pi / 2), 1e-6)
-
-
-def test_a_square_has_no_direction():
-    turned = [arrays([detection(w=30, h=30, angle=angle)]) for angle in (0, 0.4, 1.0)]
-    assert equal(turned[0], turned[1]) and equal(turned[0], turned[2])
-
-
-def test_different_directions_have_different_features():
-    features = [arrays([detection(angle=angle)]).nodes for angle in (0, 0.4, math.pi / 2)]
-    assert abs(features[0] - features[1]).max() > 0.1
-    assert abs(features[0] - features[2]).max() > 0.1
+    turned = described(w, h, angle + 0.4)  # a square has no direction, other boxes have
+    assert equal(reference, turned) == (w == h)
+    assert w == h or abs(reference.nodes - turned.nodes).max() > 0.1
 
 
 def test_nothing_depends_on_the_resolution():
@@ -182,47 +145,28 @@ def test_nothing_depends_on_the_resolution():
     assert equal(arrays(detections), arrays(scaled, (1920, 1440)), 1e-6)
 
 
-def test_adjacency_is_symmetric_bounded_and_without_loops():
-    n = 17
-    _, adjacency, mask, dropped = arrays(random_detections(n))
+@pytest.mark.parametrize("n", [17, 0])
+def test_adjacency_is_symmetric_bounded_and_without_loops(n):
+    nodes, adjacency, mask, dropped = arrays(random_detections(n))
     assert np.array_equal(adjacency, adjacency.T)
     assert adjacency.min() >= 0 and adjacency.max() <= 1
     assert not np.diag(adjacency).any()
     assert (adjacency[:n, :n] + np.eye(n) > 0).all()
-    assert not adjacency[n:].any() and not adjacency[:, n:].any()
-    assert mask.tolist() == [True] * n + [False] * 3
+    assert not adjacency[n:].any() and not adjacency[:, n:].any() and not nodes[n:].any()
+    assert mask.tolist() == [True] * n + [False] * (20 - n)
     assert dropped == 0
-
-
-def test_coincident_boxes_have_weight_one():
-    adjacency = arrays([detection(score=0.9), detection(score=0.8)]).adjacency
-    assert adjacency[0, 1] == adjacency[1, 0] == 1
-    assert adjacency.sum() == 2
-
-
-def test_no_objects_give_empty_arrays():
-    nodes, adjacency, mask, dropped = arrays([])
-    assert not nodes.any() and not adjacency.any() and not mask.any() and dropped == 0
     assert nodes.shape == (20, K + GEOMETRY) and adjacency.shape == (20, 20)
     assert nodes.dtype == adjacency.dtype == np.float32 and mask.dtype == bool
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"cx": 1e300}, {"cy": -1e60}, {"w": 1e200, "h": 1e200}, {"w": 1e-200, "h": 1e-200}],
-    ids=str,
-)
-def test_extreme_numbers_are_refused_or_give_finite_arrays(tmp_path, changes):
-    path = tmp_path / "scene.json"
-    path.write_text(json.dumps([detection(), detection(**changes)]))
-    try:
-        detections = load_detections(path)
-    except ValueError as error:
-        assert f"{path}: entry 1: bbox" in str(error)
-        return
-    with np.errstate(all="ignore"):
-        nodes, adjacency, *_ = arrays(detections)
+def test_the_most_extreme_numbers_that_can_be_read_give_finite_arrays():
+    far = detection(cx=9e8, cy=-9e8, w=9e8, h=9e8)
+    tiny = detection(w=1e-6, h=1e-6, score=0.0)
+    nodes, adjacency, *_ = arrays([detection(), far, tiny, detection(w=9e8, h=1e-6)])
     assert np.isfinite(nodes).all() and np.isfinite(adjacency).all()
+
+
+# ------------------------------------------------------------------ order, and too many objects
 
 
 @pytest.mark.parametrize("max_objects", [20, 5])
@@ -237,16 +181,11 @@ def test_order_of_detections_changes_nothing(max_objects):
 
 @pytest.mark.parametrize("max_objects", [2, 1])
 @pytest.mark.parametrize(
-    "other",
-    [{"label": "car"}, {"angle": 0.7}, {"w": 20.0, "h": 20.0}],
-    ids=["label", "angle", "shape"],
+    "other", [{"label": "car"}, {"angle": 0.7}, {"w": 20.0, "h": 20.0}], ids=str
 )
 def test_order_changes_nothing_among_objects_alike_in_score_area_and_centre(other, max_objects):
     pair = [detection(), detection(**other)]
     assert equal(arrays(pair, max_objects=max_objects), arrays(pair[::-1], max_objects=max_objects))
-
-
-# ------------------------------------------------------------------ more objects than slots
 
 
 @pytest.mark.parametrize(
@@ -267,178 +206,12 @@ def test_which_of_two_objects_is_dropped(kept, gone):
         assert result.dropped == 1
 
 
-def test_objects_beyond_the_slots_are_counted_lowest_scores_first():
+def test_objects_beyond_the_most_are_counted_lowest_scores_first():
     scores = [0.3, 0.9, 0.1, 0.7, 0.5]
     result = arrays([detection(cx=100 * i, score=s) for i, s in enumerate(scores)], max_objects=3)
     assert result.dropped == 2
     assert result.mask.all() and len(result.mask) == 3
     np.testing.assert_allclose(result.nodes[:, -1], [0.9, 0.7, 0.5], rtol=1e-6)
-
-
-# ------------------------------------------------------------------ labels
-
-
-@pytest.mark.parametrize("class_id", range(K - 1))
-def test_aliases_and_spellings_share_the_slot_of_their_line(class_id):
-    label_map = LabelMap(LABEL_MAP.lines)
-    for alias in LABEL_MAP.lines[class_id].split(","):
-        words = alias.split()
-        spellings = [alias, alias.upper(), alias.title(), f"  {alias} "]
-        spellings += [joint.join(words) for joint in (" ", "-", "_", "", "  ", "\t")]
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert {label_map.class_id(spelling) for spelling in spellings} == {class_id}
-
-
-@pytest.mark.parametrize("names", [DOTA, DIOR, NWPU], ids=["DOTA", "DIOR", "NWPU VHR-10"])
-def test_each_class_of_a_data_set_has_a_slot_of_its_own(names):
-    class_ids = [LabelMap(LABEL_MAP.lines).class_id(name) for name in names]
-    assert OTHER not in class_ids
-    assert len(set(class_ids)) == len(names)
-
-
-def test_building_and_car_are_known():
-    assert OTHER not in (LABEL_MAP.class_id("building"), LABEL_MAP.class_id("car"))
-
-
-def test_unknown_labels_share_other_and_are_reported_once():
-    label_map = LabelMap(LABEL_MAP.lines)
-    with pytest.warns(UserWarning, match="'dragon'"):
-        assert label_map.class_id("dragon") == OTHER
-    with pytest.warns(UserWarning, match="'unicorn'"):
-        assert label_map.class_id("unicorn") == OTHER
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert label_map.class_id("dragon") == OTHER
-
-
-def test_an_unknown_label_keeps_its_node():
-    with pytest.warns(UserWarning, match="'griffin'"):
-        result = graph_arrays([detection("griffin")], (640, 480))
-    assert result.mask.sum() == 1 and result.nodes[0, OTHER] == 1
-
-
-@pytest.mark.parametrize("again", ["boat", "BOAT", "bo-at"])
-def test_a_name_in_two_lines_is_an_error(again):
-    with pytest.raises(ValueError, match=again):
-        LabelMap(["ship, boat", f"canoe, {again}"])
-
-
-def test_comments_and_blank_lines_of_a_label_file_take_no_slot(tmp_path):
-    path = tmp_path / "labels.txt"
-    path.write_text("\ufeff# comment\n\nship, boat\n  # another\nbridge\n", encoding="utf-8")
-    label_map = read_label_map(path)
-    assert [label_map.class_id(name) for name in ("ship", "boat", "bridge")] == [0, 0, 1]
-    assert len(label_map) == 3
-
-
-# ------------------------------------------------------------------ files
-
-GOOD = '{"label": "plane", "bbox": [1, 2, 3, 4, 0, 0.5]}'
-
-
-def _bbox(text):
-    return f'{{"label": "plane", "bbox": {text}}}'
-
-
-def _write(tmp_path, text):
-    path = tmp_path / "scene.json"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("entry", "field"),
-    [
-        (_bbox("[1, 2, 3, 4, 0]"), "bbox"),
-        (_bbox("[1, 2, 3, 4, 0, 0.5, 7]"), "bbox"),
-        (_bbox("[]"), "bbox"),
-        (_bbox("null"), "bbox"),
-        (_bbox('{"cx": 1}'), "bbox"),
-        (_bbox('"1 2 3 4 0 0.5"'), "bbox"),
-        ('{"label": "plane"}', "bbox"),
-        (_bbox("[NaN, 2, 3, 4, 0, 0.5]"), "bbox cx"),
-        (_bbox("[1, Infinity, 3, 4, 0, 0.5]"), "bbox cy"),
-        (_bbox("[1, -Infinity, 3, 4, 0, 0.5]"), "bbox cy"),
-        (_bbox("[1, 2, 1e999, 4, 0, 0.5]"), "bbox w"),
-        pytest.param(
-            _bbox(f"[1, 2, 1{'0' * 400}, 4, 0, 0.5]"), "bbox w", id="integer beyond float"
-        ),
-        (_bbox('[1, 2, 3, "4", 0, 0.5]'), "bbox h"),
-        (_bbox("[1, 2, 3, 4, true, 0.5]"), "bbox angle"),
-        (_bbox("[1, 2, 3, 4, [0], 0.5]"), "bbox angle"),
-        (_bbox("[1, 2, 3, 4, 0, null]"), "bbox score"),
-        (_bbox("[1, 2, 0, 4, 0, 0.5]"), "bbox w, h"),
-        (_bbox("[1, 2, 3, 0, 0, 0.5]"), "bbox w, h"),
-        (_bbox("[1, 2, -3, -4, 0, 0.5]"), "bbox w, h"),
-        (_bbox("[1, 2, 3, 4, 0, 1.01]"), "score"),
-        (_bbox("[1, 2, 3, 4, 0, -0.1]"), "score"),
-        ('{"label": "plane", "bbox": [1, 2, 3, 4, 0], "score": 87}', "score"),
-        ('{"label": "plane", "bbox": [1, 2, 3, 4, 0], "score": "0.5"}', "bbox score"),
-        ('{"bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
-        ('{"label": "", "bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
-        ('{"label": "  ", "bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
-        ('{"label": 3, "bbox": [1, 2, 3, 4, 0, 0.5]}', "label"),
-        ("[1, 2, 3, 4, 0, 0.5]", "entry"),
-        ("null", "entry"),
-    ],
-)
-def test_a_malformed_entry_is_named_by_file_index_and_field(tmp_path, entry, field):
-    path = _write(tmp_path, f"[{GOOD}, {entry}]")
-    with pytest.raises(ValueError) as error:
-        load_detections(path)
-    assert str(error.value).startswith(f"{path}: entry 1: {field}: expected ")
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"plane 1 2 3 4", "JSON"),
-        (b"", "JSON"),
-        (b"[" + GOOD.encode(), "JSON"),
-        (GOOD.encode(), "a list"),
-        (b"null", "a list"),
-        (b"3", "a list"),
-        (b'[{"label": "\xff", "bbox": [1, 2, 3, 4, 0, 0.5]}]', "JSON in UTF-8"),
-        (b"[" * 100_000, "JSON"),
-    ],
-    ids=["text", "empty", "cut short", "object", "null", "number", "latin-1", "nested"],
-)
-def test_a_malformed_file_is_named(tmp_path, content, expected):
-    path = tmp_path / "scene.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError) as error:
-        load_detections(path)
-    assert str(error.value).startswith(f"{path}: expected {expected}")
-
-
-def test_an_empty_list_is_valid(tmp_path):
-    assert load_detections(_write(tmp_path, "[]")) == []
-
-
-def test_five_numbers_and_a_score_are_accepted(tmp_path):
-    five = '{"label": "plane", "bbox": [1, 2, 3, 4, 0], "score": 0.5}'
-    first, second = load_detections(_write(tmp_path, f"[{GOOD}, {five}]"))
-    assert first == second == {"label": "plane", "bbox": [1.0, 2.0, 3.0, 4.0, 0.0, 0.5]}
-
-
-def test_a_byte_order_mark_is_accepted(tmp_path):
-    assert len(load_detections(_write(tmp_path, f"\ufeff[{GOOD}]"))) == 1
-
-
-@pytest.mark.parametrize("score", ["0", "1", "0.0", "1.0"])
-def test_the_ends_of_the_score_range_are_valid(tmp_path, score):
-    (entry,) = load_detections(_write(tmp_path, f"[{_bbox(f'[1, 2, 3, 4, 0, {score}]')}]"))
-    assert entry["bbox"][5] == float(score)
-
-
-def test_detections_of_real_images_load(real_data):
-    for folder in ("UCM", "RSICD"):
-        paths = sorted((real_data / folder / "det_json").glob("*.json"))[:200]
-        assert paths
-        for path in paths:
-            for entry in load_detections(path):
-                assert LABEL_MAP.class_id(entry["label"]) != OTHER
 
 
 # ------------------------------------------------------------------ build_graph
@@ -452,9 +225,8 @@ def test_graph_attributes_of_a_hand_computed_example():
     ]
     graph = build_graph(detections, (300, 400))  # a diagonal of 500 pixels
     assert [node["label"] for _, node in graph.nodes(data=True)] == ["plane", "dragon", "car"]
-    assert [node["area"] for _, node in graph.nodes(data=True)] == pytest.approx(
-        [0.01, 0.001, 0.01]
-    )
+    areas = [node["area"] for _, node in graph.nodes(data=True)]
+    assert areas == pytest.approx([0.01, 0.001, 0.01])
     assert [node["score"] for _, node in graph.nodes(data=True)] == [0.9, 0.3, 0.0]
     assert graph.nodes[1]["box"] == (130, 140, 12, 10, -0.2, 0.3)
     expected = {  # distance, bearing, weight
@@ -470,18 +242,18 @@ def test_graph_attributes_of_a_hand_computed_example():
 
 def test_graph_and_adjacency_have_the_same_weights():
     detections = sorted(random_detections(6), key=lambda d: -d["bbox"][5])
-    graph, adjacency = build_graph(detections, (640, 480)), arrays(detections).adjacency
+    graph, adjacency = build_graph(detections, SIZE), arrays(detections).adjacency
     for i, j, edge in graph.edges(data=True):
         assert adjacency[i, j] == pytest.approx(edge["weight"], rel=1e-6)
 
 
-def test_graph_has_every_object_beyond_the_slots():
-    graph = build_graph(random_detections(30), (640, 480))
+def test_graph_has_every_object():
+    graph = build_graph(random_detections(30), SIZE)
     assert len(graph) == 30 and graph.number_of_edges() == 30 * 29 / 2
 
 
 def test_two_thousand_graphs_a_second():
-    scenes = [random_detections(20, seed) for seed in range(100)]
+    scenes = [random_detections(20, seed) for seed in range(50)]
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -551,19 +323,8 @@ def test_a_rotated_outline_is_where_its_box_is(angle, scale):
         assert np.linalg.norm(red - corner, axis=1).min() < 3
 
 
-def test_positive_angles_turn_from_x_towards_y():
-    graph = build_graph([detection("ship", 200, 200, 300, 20, math.pi / 4, 1.0)], (400, 400))
-    drawn = np.asarray(V_Graph.draw_graph(Image.new("RGB", (400, 400)), graph, scale=1)).any(-1)
-    assert drawn[280:320, 280:320].any()  # lower right of the centre: y points down
-    assert not drawn[80:120, 280:320].any()
-
-
-def test_drawing_leaves_the_image_as_it_was():
-    image = Image.new("RGB", (100, 100))
-    V_Graph.draw_graph(image, build_graph([detection()], image.size))
-    assert not np.asarray(image).any()
-
-
-def test_a_graph_without_objects_can_be_drawn():
-    canvas = V_Graph.draw_graph(Image.new("RGB", (100, 50)), build_graph([], (100, 50)))
-    assert canvas.size == (800, 400)
+def test_drawing_leaves_the_image_as_it_was_and_needs_no_objects():
+    image = Image.new("RGB", (100, 50))
+    canvas = V_Graph.draw_graph(image, build_graph([detection(cy=25)], image.size))
+    assert np.asarray(canvas).any() and not np.asarray(image).any()
+    assert V_Graph.draw_graph(image, build_graph([], image.size)).size == (800, 400)
