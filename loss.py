@@ -13,12 +13,7 @@ import torch
 import torch.nn.functional as F
 
 EPSILON = 1e-6  # the published hinge subtracts it inside every term
-
-
 MAX_SCALE = 100  # CLIP's bound on the inverse temperature
-
-
-# fmt: on
 
 
 def positive_mask(image_ids, text_ids, caption_ids):
@@ -28,8 +23,9 @@ def positive_mask(image_ids, text_ids, caption_ids):
     of all training captions of each image, padded with -1. Returns (B, B) bool: [i, j] is True
     where text j belongs to image i's id or is one of its captions. It need not be symmetric.
     """
-    same_image = image_ids[:, None] == image_ids[None, :]
-    return same_image | (caption_ids[:, :, None] == text_ids).any(dim=1)
+    same_image = image_ids[:, None] == image_ids[None, :]  # (B, B)
+    is_caption = caption_ids[:, :, None] == text_ids  # (B, C, B)
+    return same_image | is_caption.any(dim=1)
 
 
 def _beside_diagonal(positives):
@@ -75,4 +71,5 @@ def batch_loss(image_features, text_features, logit_scale, positives, options):
     scores = image_features.float() @ text_features.float().T  # (B, B)
     if options["loss"] == "infonce":
         return info_nce(scores, positives, logit_scale)
-    return hinge_loss(scores, positives, options["margin"], options["loss"] == "hinge-max")
+    hardest_only = options["loss"] == "hinge-max"
+    return hinge_loss(scores, positives, options["margin"], max_violation=hardest_only)

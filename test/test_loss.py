@@ -9,42 +9,43 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 
-from loss import EPSILON, MAX_SCALE, batch_loss, hinge_loss, info_nce, positive_mask
+from loss import (
+    EPSILON,
+    MAX_SCALE,
+    batch_loss,
+    clamp_logit_scale,
+    hinge_loss,
+    info_nce,
+    positive_mask,
+)
 
 PUBLISHED = Path(__file__).parent / "fixtures" / "published" / "outputs.npz"
 SIZE = 7
-INFO_NCE = {"loss": "infonce", "margin": 0.2}
-HINGES = {"hinge": False, "hinge-max": True}
+LOSSES = ("infonce", "hinge", "hinge-max")
 
 
-def random_scores(size=SIZE, seed=0):
+def random_scores(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(size, size, generator=generator) * 2 - 1
+    return torch.rand(SIZE, SIZE, generator=generator) * 2 - 1
 
 
-def random_mask(size=SIZE, seed=1):
+def random_mask(seed=1):
     """An asymmetric mask with some, but not all, entries beside the diagonal."""
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(size, size, generator=generator) < 0.3
-    mask |= torch.eye(size, dtype=torch.bool)
+    mask = torch.rand(SIZE, SIZE, generator=generator) < 0.3
+    mask |= eye()
     assert (mask != mask.T).any()
     return mask
 
 
-def unit_features(count=SIZE, width=16, seed=0, device="cpu"):
+def unit_features(seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    pair = torch.randn(2, count, width, generator=generator)
+    pair = torch.randn(2, SIZE, 16, generator=generator)
     return F.normalize(pair, dim=-1).to(device)
 
 
 def eye(size=SIZE, device="cpu"):
     return torch.eye(size, dtype=torch.bool, device=device)
-
-
-def gradient(function, scores):
-    scores = scores.clone().requires_grad_()
-    function(scores).backward()
-    return scores.grad
 
 
 def naive_hinge(scores, mask, margin, max_violation):
@@ -54,8 +55,8 @@ def naive_hinge(scores, mask, margin, max_violation):
         negatives = [j for j in range(size) if j != i and not mask[i][j]]
         texts = [max(0.0, margin + scores[i][j] - scores[i][i] - EPSILON) for j in negatives]
         negatives = [j for j in range(size) if j != i and not mask[j][i]]
-        others = [max(0.0, margin + scores[j][i] - scores[i][i] - EPSILON) for j in negatives]
-        for costs in (texts, others):
+        images = [max(0.0, margin + scores[j][i] - scores[i][i] - EPSILON) for j in negatives]
+        for costs in (texts, images):
             total += max(costs, default=0.0) if max_violation else sum(costs)
     return total
 
@@ -64,12 +65,10 @@ def naive_info_nce(scores, mask, scale):
     size, total = len(scores), 0.0
     for i in range(size):
         own = math.exp(scale * scores[i][i])
-        texts = sum(
-            math.exp(scale * scores[i][j]) for j in range(size) if j != i and not mask[i][j]
-        )
-        images = sum(
-            math.exp(scale * scores[j][i]) for j in range(size) if j != i and not mask[j][i]
-        )
+        negatives = [j for j in range(size) if j != i and not mask[i][j]]
+        texts = sum(math.exp(scale * scores[i][j]) for j in negatives)
+        negatives = [j for j in range(size) if j != i and not mask[j][i]]
+        images = sum(math.exp(scale * scores[j][i]) for j in negatives)
         total -= math.log(own / (own + texts)) + math.log(own / (own + images))
     return total / (2 * size)
 
@@ -94,32 +93,39 @@ def test_info_nce_equals_open_clip(device, scale):
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("max_violation", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("seed", range(3))
-def test_masked_hinge_equals_a_double_loop(max_violation, seed):
-    scores, mask = random_scores(seed=seed), random_mask(seed=seed + 10)
-    expected = naive_hinge(scores.tolist(), mask.tolist(), 0.3, max_violation)
-    found = hinge_loss(scores, mask, 0.3, max_violation)
+def test_masked_losses_of_the_options_equal_double_loops(device, loss, seed):
+    image, text = unit_features(seed, device)
+    mask, scale = random_mask(seed + 10), torch.tensor(1.5, device=device)
+    found = batch_loss(image, text, scale, mask.to(device), {"loss": loss, "margin": 0.4})
+    scores, mask = (image @ text.T).tolist(), mask.tolist()
+    if loss == "infonce":
+        expected = naive_info_nce(scores, mask, math.exp(1.5))
+    else:
+        expected = naive_hinge(scores, mask, 0.4, max_violation=loss == "hinge-max")
+    assert found.device.type == device.type
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_masked_info_nce_equals_a_double_loop(seed):
-    scores, mask = random_scores(seed=seed), random_mask(seed=seed + 10)
-    expected = naive_info_nce(scores.tolist(), mask.tolist(), 5.0)
-    found = info_nce(scores, mask, torch.tensor(math.log(5.0)))
+def test_batch_loss_is_computed_in_fp32_of_half_precision_features(device):
+    image, text = (part.bfloat16() for part in unit_features(device=device))
+    scale = torch.tensor(1.5, device=device)
+    found = batch_loss(image, text, scale, eye(device=device), {"loss": "infonce"})
+    scores = (image.double() @ text.double().T).tolist()
+    assert found.dtype == torch.float32
+    expected = naive_info_nce(scores, eye().tolist(), math.exp(1.5))
     assert found.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_diagonal_is_positive_even_where_the_mask_omits_it():
-    scores, mask = random_scores(), random_mask()
-    bare = mask & ~eye()
-    scale = torch.tensor(1.0)
-    assert torch.equal(info_nce(scores, bare, scale), info_nce(scores, mask, scale))
-    assert torch.equal(hinge_loss(scores, bare), hinge_loss(scores, mask))
 
 
 # ------------------------------------------------------------------ other positives
+
+
+def test_the_diagonal_is_positive_even_where_the_mask_omits_it():
+    scores, mask, scale = random_scores(), random_mask(), torch.tensor(1.0)
+    bare = mask & ~eye()
+    assert torch.equal(info_nce(scores, bare, scale), info_nce(scores, mask, scale))
+    assert torch.equal(hinge_loss(scores, bare), hinge_loss(scores, mask))
 
 
 def test_positives_leave_the_denominator_by_row_for_images_and_by_column_for_texts():
@@ -143,27 +149,23 @@ def test_positives_leave_the_hinge_by_row_for_images_and_by_column_for_texts():
     assert hinge_loss(scores, eye(3), 0.2).item() == pytest.approx(0.8, abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["infonce", "hinge", "hinge-max"])
-def test_a_false_negative_gets_no_gradient(loss):
+@pytest.mark.parametrize("loss", LOSSES)
+def test_only_without_the_mask_a_false_negative_is_pushed_away(loss):
     scores, mask = random_scores(), random_mask()
-    scores[mask & ~eye()] = 0.99  # the strongest of all, so that it would be pushed hardest
-
-    def masked(s):
+    false_negatives = mask & ~eye()
+    scores[false_negatives] = 0.99  # the strongest of all, so that it would be pushed hardest
+    gradients = []
+    for positives in (mask, eye()):
+        leaf = scores.clone().requires_grad_()
         if loss == "infonce":
-            return info_nce(s, mask, torch.tensor(2.0))
-        return hinge_loss(s, mask, 0.2, HINGES[loss])
-
-    found = gradient(masked, scores)
-    assert (found[mask & ~eye()] == 0).all()
-    assert (found[~mask] >= 0).all() and found[~mask].max() > 0
-    assert (found.diag() <= 0).all() and found.diag().min() < 0
-
-
-def test_without_the_mask_a_false_negative_is_pushed_away():
-    scores, mask = random_scores(), random_mask()
-    scores[mask & ~eye()] = 0.99
-    found = gradient(lambda s: info_nce(s, eye(), torch.tensor(2.0)), scores)
-    assert (found[mask & ~eye()] > 0).all()
+            info_nce(leaf, positives, torch.tensor(2.0)).backward()
+        else:
+            hinge_loss(leaf, positives, 0.2, loss == "hinge-max").backward()
+        gradients.append(leaf.grad)
+    masked, unmasked = gradients
+    assert (masked[false_negatives] == 0).all() and unmasked[false_negatives].max() > 0
+    assert (masked[~mask] >= 0).all() and masked[~mask].max() > 0
+    assert (masked.diag() <= 0).all() and masked.diag().min() < 0
 
 
 def test_a_batch_of_positives_only_has_no_loss():
@@ -175,43 +177,24 @@ def test_a_batch_of_positives_only_has_no_loss():
 # ------------------------------------------------------------------ the mask
 
 
-def mask_of(images, texts, captions):
-    return positive_mask(torch.tensor(images), torch.tensor(texts), torch.tensor(captions)).tolist()
-
-
-def test_texts_of_the_same_image_are_positives():
-    captions = [[0, -1], [1, -1], [2, -1]]
-    assert mask_of([7, 8, 7], [0, 1, 2], captions) == [
-        [True, False, True],
-        [False, True, False],
-        [True, False, True],
-    ]
-
-
-def test_any_training_caption_of_an_image_is_a_positive_in_one_direction():
-    # Image 0 also has text 1 among its captions, but image 1 does not have text 0.
-    captions = [[0, 1, 5], [1, 6, -1], [2, -1, -1]]
-    assert mask_of([0, 1, 2], [0, 1, 2], captions) == [
-        [True, True, False],
-        [False, True, False],
-        [False, False, True],
-    ]
-
-
-def test_equal_texts_of_two_images_are_positives_both_ways():
-    assert mask_of([0, 1], [4, 4], [[4, 3], [2, 4]]) == [[True, True], [True, True]]
-
-
-def test_padding_matches_nothing():
-    padded = mask_of([0, 1, 2], [0, 1, 2], [[0, -1, -1], [1, -1, -1], [2, -1, -1]])
-    assert padded == eye(3).tolist()
-
-
-def test_positive_mask_runs_where_its_inputs_are(device):
-    arguments = ([0, 1], [0, 1], [[0, 1], [1, -1]])
-    found = positive_mask(*(torch.tensor(value, device=device) for value in arguments))
+@pytest.mark.parametrize(
+    ("images", "texts", "captions", "expected"),
+    [
+        # Texts of the same image.
+        ([7, 8, 7], [0, 1, 2], [[0, -1], [1, -1], [2, -1]], ["101", "010", "101"]),
+        # Image 0 also has text 1 among its captions, but image 1 does not have text 0.
+        ([0, 1, 2], [0, 1, 2], [[0, 1, 5], [1, 6, -1], [2, -1, -1]], ["110", "010", "001"]),
+        # Two images have equal texts.
+        ([0, 1], [4, 4], [[4, 3], [2, 4]], ["11", "11"]),
+        # Padding matches nothing.
+        ([0, 1, 2], [0, 1, 2], [[0, -1, -1], [1, -1, -1], [2, -1, -1]], ["100", "010", "001"]),
+    ],
+)
+def test_texts_that_fit_an_image_are_positives(device, images, texts, captions, expected):
+    arguments = (torch.tensor(value, device=device) for value in (images, texts, captions))
+    found = positive_mask(*arguments)
     assert found.device.type == device.type
-    assert found.tolist() == [[True, True], [False, True]]
+    assert found.tolist() == [[digit == "1" for digit in row] for row in expected]
 
 
 # ------------------------------------------------------------------ temperature
@@ -219,47 +202,23 @@ def test_positive_mask_runs_where_its_inputs_are(device):
 
 def test_logit_scale_is_bounded():
     scores = random_scores()
-    bound = info_nce(scores, eye(), torch.tensor(math.log(MAX_SCALE)))
-    beyond = info_nce(scores, eye(), torch.tensor(math.log(10 * MAX_SCALE)))
-    assert beyond.item() == pytest.approx(bound.item(), rel=1e-5)
-    assert bound.item() == pytest.approx(
-        naive_info_nce(scores.double().tolist(), eye().tolist(), 100.0), rel=1e-5
-    )
+    bound = naive_info_nce(scores.double().tolist(), eye().tolist(), 100.0)
+    for factor in (1, 10):
+        found = info_nce(scores, eye(), torch.tensor(math.log(factor * MAX_SCALE)))
+        assert found.item() == pytest.approx(bound, rel=1e-5)
 
 
-def test_logit_scale_learns_below_the_bound():
+def test_logit_scale_learns_below_the_bound_and_is_pulled_back_there():
     # The pairs fit: a sharper distribution is better.
-    scores = torch.eye(3).requires_grad_()
     scale = torch.tensor(math.log(5.0), requires_grad=True)
-    info_nce(scores, eye(3), scale).backward()
+    info_nce(torch.eye(3), eye(3), scale).backward()
     step = 1e-3
     with torch.no_grad():
-        above, below = (info_nce(scores, eye(3), scale + s) for s in (step, -step))
+        above, below = (info_nce(torch.eye(3), eye(3), scale + s) for s in (step, -step))
     assert scale.grad.item() == pytest.approx((above - below).item() / (2 * step), rel=1e-2)
     assert scale.grad.item() < 0
-
-
-# ------------------------------------------------------------------ the options' choice
-
-
-@pytest.mark.parametrize("loss", ["infonce", "hinge", "hinge-max"])
-def test_batch_loss_follows_the_options(device, loss):
-    image, text = unit_features(device=device)
-    mask, scale = random_mask().to(device), torch.tensor(1.5, device=device)
-    found = batch_loss(image, text, scale, mask, {"loss": loss, "margin": 0.4})
-    scores = (image @ text.T).tolist()
-    if loss == "infonce":
-        expected = naive_info_nce(scores, mask.tolist(), math.exp(1.5))
-    else:
-        expected = naive_hinge(scores, mask.tolist(), 0.4, HINGES[loss])
-    assert found.device.type == device.type
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_batch_loss_is_computed_in_fp32_of_half_precision_features(device):
-    image, text = (part.bfloat16() for part in unit_features(device=device))
-    found = batch_loss(image, text, torch.tensor(1.5, device=device), eye(device=device), INFO_NCE)
-    scores = (image.double() @ text.double().T).tolist()
-    expected = naive_info_nce(scores, eye().tolist(), math.exp(1.5))
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    beyond = torch.tensor(9.0, requires_grad=True)
+    clamp_logit_scale(beyond)
+    assert math.log(MAX_SCALE) - 1e-3 < beyond.item() < math.log(MAX_SCALE)
+    info_nce(0.01 * torch.eye(3), eye(3), beyond).backward()
+    assert beyond.grad != 0
