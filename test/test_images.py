@@ -1,5 +1,6 @@
-"""Image files: their detections, safe opening."""
+"""Image files: found by their names, matched with their detections, opened safely."""
 
+import io
 import struct
 import zlib
 
@@ -9,151 +10,133 @@ from PIL import Image
 
 from dataset import images
 
-# ------------------------------------------------------------------ matching
 
-
-def _files(folder, *names):
+def make_files(folder, *names):
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("[]")
-    return folder
+        path.touch()
+    return images.index_images(folder)
 
 
-def test_a_mirrored_path_is_found_before_the_bare_stem(tmp_path):
-    _files(tmp_path, "train/a/port.json", "a/port.json", "port.json")
-    found = images.match_detections(["train/a/port.tif"], tmp_path)
-    assert found == {"train/a/port.tif": tmp_path / "train/a/port.json"}
+# ------------------------------------------------------------------ images of names
 
 
-def test_leading_folders_are_taken_off_down_to_the_stem(tmp_path):
-    _files(tmp_path, "a/port.json", "dam.json")
-    found = images.match_detections(
-        ["train/a/port.tif", "train/a/dam.v2.tif", "x/y/dam.png"], tmp_path
-    )
-    assert found["train/a/port.tif"] == tmp_path / "a/port.json"
-    assert found["x/y/dam.png"] == tmp_path / "dam.json"
-    assert found["train/a/dam.v2.tif"] is None
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("81.tif", "imgs/81.jpg"),  # by its stem, in any folder and format
+        ("81", "imgs/81.jpg"),
+        ("82.tif", "imgs/82.PNG"),
+        ("port/1.tif", "imgs/port/1.jpg"),  # by its path
+        ("airport\\1.tif", "imgs/airport/1.jpg"),
+        ("tile_1.5", "tile_1.5.jpg"),  # dots in stems are kept
+        ("tile_1.6.tif", "tile_1.6.jpg"),
+        ("notes.tif", None),
+        ("notes.txt", None),
+        ("2.tif", None),
+        ("port/8.tif", None),
+        ("1.tif", "imgs/airport/1.jpg and imgs/port/1.jpg"),
+    ],
+)
+def test_a_name_means_one_image_or_is_an_error(tmp_path, name, expected):
+    files = ("imgs/81.jpg", "imgs/82.PNG", "imgs/8.jpg", "imgs/notes.txt", "tile_1.5.jpg")
+    index = make_files(tmp_path, *files, "tile_1.6.jpg", "imgs/airport/1.jpg", "imgs/port/1.jpg")
+    if expected is not None and " and " not in expected:
+        assert images.find_image(name, index, tmp_path) == expected
+        return
+    with pytest.raises(ValueError) as failure:
+        images.find_image(name, index, tmp_path)
+    message = str(failure.value)
+    assert f"'{name}'" in message and str(tmp_path) in message
+    if expected is not None:  # two images fit
+        assert all(path in message for path in expected.split(" and "))
 
 
-def test_two_images_of_one_stem_and_folder_are_an_error_naming_both(tmp_path):
-    _files(tmp_path, "port.json")
-    with pytest.raises(ValueError) as error:
-        images.match_detections(["port.tif", "port.png"], tmp_path)
-    for name in ("port.tif", "port.png", str(tmp_path / "port.json")):
-        assert name in str(error.value)
+def test_links_in_a_circle_are_followed_once(tmp_path):
+    make_files(tmp_path, "a/port.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    index = images.index_images(tmp_path)
+    assert list(index) == ["port"] and len(index["port"]) == 1
+    assert images.find_image("port.tif", index, tmp_path) == index["port"][0]
+
+
+# ------------------------------------------------------------------ detections of images
+
+
+MATCHES = {  # detection files, then each image's
+    "a mirrored path before the bare stem": (
+        ("train/a/port", "a/port", "port"),
+        {"train/a/port.tif": "train/a/port"},
+    ),
+    "leading folders are taken off down to the stem": (
+        ("a/port", "dam"),
+        {"train/a/port.tif": "a/port", "x/y/dam.png": "dam", "train/a/dam.v2.tif": None},
+    ),
+    "whole paths by their ends": (
+        ("b", "north/a", "south/a"),
+        {
+            "/tiles/b.png": "b",
+            "/tiles/north/a.png": "north/a",
+            "/tiles/south/a.png": "south/a",
+        },
+    ),
+    "an exact claim before a stem claim": (
+        ("port",),
+        {"port.tif": "port", "a/port.tif": None},
+    ),
+    "none where every claim is another's own": (
+        ("port", "a/port"),
+        {"port.tif": "port", "a/port.tif": "a/port", "b/a/port.tif": None},
+    ),
+    "same stems in mirrored folders": (
+        ("a/port", "b/port"),
+        {"a/port.tif": "a/port", "b/port.jpg": "b/port"},
+    ),
+    "no file": (("port",), {"dam.tif": None, "report.tif": None}),
+    "no folder": ((), {"port.tif": None}),
+}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("files", "expected"), MATCHES.values(), ids=MATCHES)
+def test_detections_are_matched_by_the_longest_path(tmp_path, files, expected, order):
+    folder = tmp_path / "det_json"
+    make_files(folder, *(f"{file}.json" for file in files))
+    found = images.match_detections(list(expected)[::order], folder)
+    assert found == {
+        image: None if file is None else folder / f"{file}.json" for image, file in expected.items()
+    }
 
 
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(
-    ("paths", "files", "uncertain"),
+    ("names", "files", "named"),
     [
-        (("a/port", "b/port"), ("port.json",), "port.json"),
-        (("a/port", "b/port"), ("a/port.json", "port.json"), "port.json"),
-        (("train/a/port", "val/a/port"), ("a/port.json",), "a/port.json"),
+        # one whole path
+        (("port.tif", "port.png"), ("port.json",), ("port.json fits", "port.tif", "port.png")),
+        # two images end in a shortened path
+        (("a/port.tif", "b/port.tif"), ("port.json",), ("port.json", "a/port", "b/port")),
+        (("a/port.tif", "b/port.tif"), ("a/port.json", "port.json"), ("b/port", "a/port")),
+        (("train/a/port.tif", "val/a/port.tif"), ("a/port.json",), ("train/a/port", "val/a/port")),
+        # two files do
+        (("/tiles/1.png",), ("1.json", "a/1.json"), ("/tiles/1.png", "1 and a/1")),
+        (("/a/tiles/1.png",), ("1.json", "a/1.json"), ("/a/tiles/1.png", "1 and a/1")),
     ],
 )
-def test_a_shortened_path_in_which_two_images_end_is_an_error_naming_both(
-    tmp_path, paths, files, uncertain, order
-):
-    _files(tmp_path, *files)
-    with pytest.raises(ValueError) as error:
-        images.match_detections([f"{path}.tif" for path in paths][::order], tmp_path)
-    for name in (*paths, str(tmp_path / uncertain)):
-        assert name in str(error.value)
+def test_an_uncertain_match_is_an_error_naming_both(tmp_path, names, files, named, order):
+    make_files(tmp_path, *files)
+    with pytest.raises(ValueError) as failure:
+        images.match_detections(names[::order], tmp_path)
+    assert str(tmp_path) in str(failure.value)
+    assert all(name in str(failure.value) for name in named)
 
 
-@pytest.mark.parametrize("image", ["/tiles/1.png", "/a/tiles/1.png"])
-def test_a_shortened_path_in_which_two_files_end_is_an_error_naming_both(tmp_path, image):
-    _files(tmp_path, "1.json", "a/1.json")
-    with pytest.raises(ValueError) as error:
-        images.match_detections([image], tmp_path)
-    for name in (image, str(tmp_path / "1.json"), "1 and a/1"):
-        assert name in str(error.value)
+# ------------------------------------------------------------------ opening
 
 
-def test_whole_paths_are_matched_by_their_ends(tmp_path):
-    _files(tmp_path, "b.json", "north/a.json", "south/a.json")
-    names = ["/tiles/b.png", "/tiles/north/a.png", "/tiles/south/a.png"]
-    assert images.match_detections(names, tmp_path) == {
-        "/tiles/b.png": tmp_path / "b.json",
-        "/tiles/north/a.png": tmp_path / "north/a.json",
-        "/tiles/south/a.png": tmp_path / "south/a.json",
-    }
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_an_exact_claim_wins_over_a_stem_claim(tmp_path, order):
-    _files(tmp_path, "port.json")
-    found = images.match_detections(["port.tif", "a/port.tif"][::order], tmp_path)
-    assert found == {"port.tif": tmp_path / "port.json", "a/port.tif": None}
-
-
-def test_an_image_whose_every_claim_is_anothers_own_has_none(tmp_path):
-    _files(tmp_path, "port.json", "a/port.json")
-    found = images.match_detections(["port.tif", "a/port.tif", "b/a/port.tif"], tmp_path)
-    assert found == {
-        "port.tif": tmp_path / "port.json",
-        "a/port.tif": tmp_path / "a/port.json",
-        "b/a/port.tif": None,
-    }
-
-
-def test_same_stems_in_mirrored_folders_are_told_apart(tmp_path):
-    _files(tmp_path, "a/port.json", "b/port.json")
-    found = images.match_detections(["a/port.tif", "b/port.jpg"], tmp_path)
-    assert found == {
-        "a/port.tif": tmp_path / "a/port.json",
-        "b/port.jpg": tmp_path / "b/port.json",
-    }
-
-
-def test_an_image_without_a_file_has_none(tmp_path):
-    _files(tmp_path, "port.json")
-    assert images.match_detections(["dam.tif", "report.tif"], tmp_path) == {
-        "dam.tif": None,
-        "report.tif": None,
-    }
-    assert images.match_detections(["port.tif"], tmp_path / "missing") == {"port.tif": None}
-
-
-# ------------------------------------------------------------------ images
-
-
-def _error_of(path):
-    with pytest.raises(ValueError) as error:
-        images.open_image(path)
-    return str(error.value)
-
-
-def test_a_missing_image_is_named(tmp_path):
-    path = tmp_path / "missing.png"
-    assert _error_of(path).startswith(f"{path}: no such image")
-
-
-def test_a_truncated_jpeg_is_named(tmp_path):
-    path = tmp_path / "cut.jpg"
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert _error_of(path).startswith(f"{path}: not readable")
-
-
-@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_is_named(tmp_path, content):
-    path = tmp_path / "note.png"
-    path.write_bytes(content)
-    assert _error_of(path).startswith(f"{path}: not readable")
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_refused(tmp_path, suffix):
-    path = tmp_path / f"deep.{suffix}"
-    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(path)
-    assert str(path) in _error_of(path) and "8 bits" in _error_of(path)
-
-
-def _deep_png():
+def deep_png():
     """A 2 x 2 PNG of 16 bits a colour, which PIL can read but not write."""
 
     def chunk(name, data):
@@ -166,7 +149,7 @@ def _deep_png():
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def _deep_tiff():
+def deep_tiff():
     """The same as an uncompressed TIFF, as satellite images come."""
     tags = {  # number: (type, count, value); shorts are 3, longs 4
         256: (3, 1, 2), 257: (3, 1, 2), 258: (3, 3, 134), 259: (3, 1, 1), 262: (3, 1, 2),
@@ -179,15 +162,37 @@ def _deep_tiff():
     return head + struct.pack("<3H", 16, 16, 16) + struct.pack("<12H", *[1000] * 12)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("a.png", _deep_png()), ("a.tif", _deep_tiff())], ids=["png", "tiff"]
-)
-def test_sixteen_bits_a_colour_are_refused(tmp_path, name, content):
+def encoded(array, suffix):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, suffix)
+    return file.getvalue()
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+GREY_16 = np.full((4, 4), 1000, np.uint16)
+REFUSED = {
+    "missing.png": (None, "no such image"),
+    "empty.png": (b"", "not readable"),
+    "note.png": (b"no image at all", "not readable"),
+    "magic.png": (b"\x89PNG\r\n\x1a\n", "not readable"),
+    "cut.jpg": (encoded(NOISE, "jpeg")[:9000], "not readable"),
+    "grey.png": (encoded(GREY_16, "png"), "mode I;16; convert it to 8 bits a channel"),
+    "grey.tif": (encoded(GREY_16, "tiff"), "mode I;16"),
+    "colour.png": (deep_png(), "mode RGB"),
+    "colour.tif": (deep_tiff(), "mode RGB"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "problem"), [(n, *v) for n, v in REFUSED.items()])
+def test_what_cannot_be_read_as_it_is_is_an_error(tmp_path, name, content, problem):
     path = tmp_path / name
-    path.write_bytes(content)
-    with Image.open(path) as image:  # the file itself is sound
-        assert image.convert("RGB").size == (2, 2)
-    assert "8 bits" in _error_of(path)
+    if content is not None:
+        path.write_bytes(content)
+    if problem.startswith("mode"):
+        Image.open(path).convert("RGB")  # the file itself is sound
+    with pytest.raises(ValueError) as failure:
+        images.open_image(path)
+    assert str(failure.value).startswith(f"{path}: {problem}")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -197,12 +202,3 @@ def test_eight_bit_images_become_rgb(tmp_path, mode):
     image = images.open_image(path)
     assert image.mode == "RGB" and image.size == (5, 4)
     assert image.getpixel((2, 2)) == (255, 255, 255)
-
-
-def test_links_in_a_circle_are_followed_once(tmp_path):
-    _files(tmp_path, "a/port.png")
-    (tmp_path / "a" / "up").symlink_to(tmp_path)
-    (tmp_path / "again").symlink_to(tmp_path / "a")
-    index = images.index_images(tmp_path)
-    assert list(index) == ["port"] and len(index["port"]) == 1
-    assert images.find_image("port.tif", index, tmp_path) == index["port"][0]
