@@ -11,7 +11,6 @@ from backbones import preprocess
 from conftest import IMAGE_SIZE, MODEL_CONFIG, SIZES, box, write_detections
 from dataset.annotations import Record
 from dataset.augment import (
-    AUGMENTATIONS,
     augmented,
     draw_affine,
     draw_colour,
@@ -21,6 +20,7 @@ from dataset.augment import (
 )
 from dataset.batches import ImageSet, TrainingSet
 from det_formats.det_json import read_label_map
+from options import AUGMENTATIONS
 
 LABEL_MAP = read_label_map()
 
@@ -57,49 +57,31 @@ def moved_pixels(picture, affine, image_size):
     return brightness(augmented(preprocess.normalize(pixels), image_size, maps))
 
 
-def overlap(a, b):
-    """Intersection over union of two grey pictures."""
-    return np.minimum(a, b).sum() / np.maximum(a, b).sum()
+def middle_of(seen):
+    """The mean position (x, y) of the brightness of a picture."""
+    rows, columns = np.mgrid[: seen.shape[0], : seen.shape[1]]
+    return (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("augment", [("flip",), ("turn",), ("crop",), AUGMENTATIONS])
 def test_boxes_move_with_the_pixels(size, augment):
     centre = size[0] / 2 + 9, size[1] / 2 - 6  # well inside, and unlike any mirror image
-    boxes, class_ids = np.array([box(*centre, 17, 6, 0.5)]), np.array([3])
-    picture, checked = rendered(boxes, size), 0
-    for seed in range(40):
+    boxes = np.array([box(*centre, 17, 6, 0.5)])
+    picture = rendered(boxes, size)
+    checked = 0
+    for seed in range(30):
         affine = draw_affine(np.random.default_rng(seed), augment)
-        kept, moved, moved_size = move_boxes(class_ids, boxes, size, affine)
+        kept, moved, moved_size = move_boxes(np.array([3]), boxes, size, affine)
         expected = brightness(preprocess.normalize(as_seen(rendered(moved, moved_size), 96)))
         if len(kept) == 0 or max(expected[[0, -1]].max(), expected[:, [0, -1]].max()) > 0:
             continue  # cut off at the rim
-        assert overlap(moved_pixels(picture, affine, 96), expected) > 0.8
+        seen = moved_pixels(picture, affine, 96)
+        assert np.minimum(seen, expected).sum() / np.maximum(seen, expected).sum() > 0.8
+        assert middle_of(seen) == pytest.approx(middle_of(expected), abs=0.4)
         assert kept.tolist() == [3] and moved[0, 5] == boxes[0, 5]
         checked += 1
-    assert checked >= 20
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_brightest_pixel_is_where_the_moved_centre_says(size):
-    centre = size[0] / 2 - 10, size[1] / 2 + 4
-    boxes, class_ids = np.array([box(*centre, 3, 3)]), np.array([0])
-    picture, image_size, checked = rendered(boxes, size), 96, 0
-    for seed in range(60):
-        affine = draw_affine(np.random.default_rng(seed), AUGMENTATIONS)
-        _, moved, (width, height) = move_boxes(class_ids, boxes, size, affine)
-        if len(moved) == 0:
-            continue  # moved out of sight
-        middle, half = np.array([width, height]) / 2, min(width, height) / 2
-        at = ((moved[0, :2] - middle) / half + 1) * image_size / 2 - 0.5
-        if at.min() < 6 or at.max() > image_size - 7:
-            continue
-        seen = moved_pixels(picture, affine, image_size)
-        rows, columns = np.mgrid[:image_size, :image_size]
-        found = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
-        assert found == pytest.approx(tuple(at), abs=0.4)
-        checked += 1
-    assert checked > 30
+    assert checked >= 15
 
 
 def test_flip_turn_and_crop_draw_what_they_say():
@@ -142,6 +124,8 @@ def test_boxes_outside_are_left_out():
     class_ids, moved, size = move_boxes(np.array([1, 2, 3]), boxes, (64, 64), zoomed)
     assert class_ids.tolist() == [1] and size == (64, 64)
     assert moved[0] == pytest.approx(box(20 / 0.75, 20 / 0.75, 10 / 0.75, 5 / 0.75))
+    none, no_boxes, _ = move_boxes(class_ids[:0], boxes[:0], (64, 64), zoomed)
+    assert len(none) == 0 and no_boxes.shape == (0, 6)
 
 
 def test_boxes_beside_the_crop_of_a_wide_image_stay():
@@ -161,26 +145,15 @@ def test_quarter_turns_exchange_width_and_height():
     assert size == (80, 48) and back[0] == pytest.approx(boxes[0])
 
 
-def test_no_boxes_stay_no_boxes():
-    class_ids, boxes, _ = move_boxes(np.zeros(0, int), np.zeros((0, 6)), (64, 64), np.eye(2, 3))
-    assert len(class_ids) == 0 and boxes.shape == (0, 6)
-
-
 def noise(device, size=IMAGE_SIZE):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
     return preprocess.normalize(pixels.to(device))
 
 
-def test_identity_leaves_pixels(device):
-    pixels = noise(device)
-    assert torch.equal(augmented(pixels, IMAGE_SIZE), pixels)
-    found = augmented(pixels, IMAGE_SIZE, torch.eye(2, 3, device=device).expand(3, 2, 3))
-    torch.testing.assert_close(found, pixels, rtol=0, atol=1e-5)
-
-
 def test_each_image_has_its_own_map(device):
     pixels = noise(device)
+    assert torch.equal(augmented(pixels, IMAGE_SIZE), pixels)
     mirror = torch.tensor([[-1.0, 0, 0], [0, 1, 0]])
     maps = torch.stack([torch.eye(2, 3), mirror, torch.eye(2, 3)]).to(device)
     expected = pixels.clone()
@@ -218,16 +191,20 @@ def test_training_items_hold_the_moved_boxes(tmp_path):
     centre, size = (36, 30), stored_size(64, AUGMENTATIONS)
     rendered([box(*centre, 4, 4)], (64, 64)).convert("RGB").save(tmp_path / "a.png")
     file = write_detections(tmp_path / "a.json", [box(*centre, 4, 4)])
-    image_set = ImageSet([tmp_path / "a.png"], [file], size, LABEL_MAP, 20)
-    model_config = {**MODEL_CONFIG, "image_size": 64}
-    records = [Record("a", ("a ship",))]
-    data = TrainingSet(image_set, records, model_config, AUGMENTATIONS, 0.0, 0)
-    rows, columns = np.mgrid[:64, :64] + 0.5
+    data = TrainingSet(
+        ImageSet(
+            [tmp_path / "a.png"], [file], image_size=size, label_map=LABEL_MAP, max_objects=20
+        ),
+        [Record("a", ("a ship",))],
+        model_config={**MODEL_CONFIG, "image_size": 64},
+        augment=AUGMENTATIONS,
+        drop_graphs=0.0,
+        seed=0,
+    )
     for epoch in range(20):
         item = data[epoch, 0]
         pixels = preprocess.normalize(item["image"])[None]
         seen = brightness(augmented(pixels, data.image_size, item["affine"][None]))
-        found = (seen * columns).sum() / seen.sum(), (seen * rows).sum() / seen.sum()
         nodes = item["nodes"][0, len(LABEL_MAP) :][:2].numpy()
         assert item["mask"].sum() == 1
-        assert found == pytest.approx(32 * (nodes + 1), abs=0.4)
+        assert middle_of(seen) == pytest.approx(32 * (nodes + 1) - 0.5, abs=0.4)
