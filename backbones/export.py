@@ -88,7 +88,9 @@ def _save_archive(weights, model_config, path):
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates TorchScript, OpenAI's loader stays
-        torch.jit.save(torch.jit.trace_module(network, inputs, check_trace=False), path)
+        archive = torch.jit.trace_module(network, inputs, check_trace=False)
+        with open(path, "xb") as file:  # given a path, torch aborts where the disk is full
+            torch.jit.save(archive, file)
 
 
 def how_to_load(out, naming, model_config):

@@ -23,9 +23,6 @@ MODEL_CONFIG = {
     "text": {"context_length": 77},
 }  # as far as data go
 SIZES = ((64, 64), (96, 64), (64, 96))  # width, height: 96 or 128 pixels without rounding
-for name in ("no_proxy", "NO_PROXY"):
-    os.environ[name] = "*"  # tests ask servers on loopback only
-os.environ.pop("HF_HUB_OFFLINE", None)  # before huggingface_hub, which reads it once, is imported
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -33,6 +30,26 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request):
     """Every device of this machine."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def seeded(monkeypatch):
+    """The same weights each time, and convolutions in fp32 on CUDA, too, where TF32 is default."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """The small model configs of clips.py, in a folder that stands for models/."""
+    from clips import MODEL_CONFIGS  # here, so that only these tests need other libraries
+
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name, sizes in MODEL_CONFIGS.items():
+        (folder / f"{name}.json").write_text(json.dumps(sizes))
+    monkeypatch.setattr(model_configs, "MODELS", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
