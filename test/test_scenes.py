@@ -4,25 +4,22 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import ROOT
 from dataset import scenes
 from dataset.annotations import read_annotations
-from dataset.scenes import NUMBERS, SAMPLES, SPLITS, WORDS, relations, scene
+from dataset.scenes import ARRANGEMENTS, NUMBERS, ROADS, SPLITS, WORDS, relations, scene
 from dataset.shapes import GROUNDS, KINDS, SIDE, Item
 from det_formats.det_json import load_detections, read_label_map
 
-ROOT = Path(__file__).parent.parent
 TEST = range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))
 SMALL = {"train": 3, "val": 2, "test": 2}
 KIND_OF = {name: kind for kind, entry in KINDS.items() for name in entry.names}
 GROUND_OF = {phrase: ground for ground, entry in GROUNDS.items() for phrase in entry[0]}
-ROADS = (" beside a road", " along a road", " near a road")
-HOW = " in a row| packed together| scattered about"
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +28,11 @@ def some():
     return [scene(0, index) for index in TEST]
 
 
-@pytest.fixture
-def quickly(monkeypatch):
-    """Scenes without their pixels: what is laid out does not depend on them."""
-    blank = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
-    monkeypatch.setattr(scenes, "draw", lambda *arguments: blank)
-
-
 def one_of(words):
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
+HOW = "|".join(f" {words}" for words in ARRANGEMENTS.values())
 OBJECTS = rf"(?:an?|{one_of(NUMBERS)}) (?:{one_of(KIND_OF)})s?(?:{HOW})?"
 GROUND = rf"(?P<ground>{one_of(GROUND_OF)})(?P<road>{one_of(ROADS)})?"
 WORD = one_of(word for both in WORDS.values() for side in both for word in side)
@@ -74,25 +65,6 @@ def positions(items, kind):
     return np.array([(item.x, item.y) for item in items if item.kind == kind])
 
 
-def detected(item_list, detections):
-    """For each item its detection or None, by label and distance, and the detections left over."""
-    left, found = list(detections), []
-    for item in item_list:
-        label = KINDS[item.kind].names[0]
-        near = [
-            d
-            for d in left
-            if d["label"] == label
-            and math.dist(d["bbox"][:2], (item.x, item.y)) < 0.3 * item.w
-            and abs(d["bbox"][2] / item.w - 1) < 0.3
-        ]
-        best = min(near, key=lambda d: math.dist(d["bbox"][:2], (item.x, item.y)), default=None)
-        if best is not None:
-            left.remove(best)
-        found.append(best)
-    return found, left
-
-
 # ------------------------------------------------------------------ seeds and sizes
 
 
@@ -106,23 +78,15 @@ def test_a_scene_is_its_seed_and_index():
             assert first[3].items != other[3].items
 
 
-def test_scenes_have_1_to_20_objects_and_five_sentences(some):
+def test_scenes_have_1_to_20_objects_that_lie_within_and_apart(some):
     for pixels, sentences, _, canvas in some:
         assert pixels.shape == (SIDE, SIDE, 3) and pixels.dtype == np.uint8
-        assert 1 <= len(canvas.items) <= 20
         assert len(sentences) == 5
-    sizes = [len(canvas.items) for *_, canvas in some]
-    assert min(sizes) == 1 and max(sizes) > 10
-
-
-def test_objects_lie_within_the_image_and_apart(some):
-    for *_, canvas in some:
         for i, a in enumerate(canvas.items):
             assert 0 < a.x < SIDE and 0 < a.y < SIDE
             assert all(math.dist((a.x, a.y), (b.x, b.y)) > 3 for b in canvas.items[:i])
-
-
-def test_all_kinds_and_grounds_occur(some):
+    sizes = [len(canvas.items) for *_, canvas in some]
+    assert min(sizes) == 1 and 10 < max(sizes) <= 20
     assert {item.kind for *_, canvas in some for item in canvas.items} == set(KINDS)
     assert {canvas.ground for *_, canvas in some} == set(GROUNDS)
 
@@ -130,27 +94,26 @@ def test_all_kinds_and_grounds_occur(some):
 def test_objects_are_seen_where_they_are_said_to_be(some):
     """Pixels under an object differ from the ground far more than pixels of the ground do."""
     inside, outside = [], []
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
     for pixels, _, _, canvas in some[:60]:
         if canvas.ground in ("shore", "farmland") or canvas.road:
             continue
         usual = np.median(pixels.reshape(-1, 3), axis=0)
         gap = abs(pixels.astype(float) - usual).max(axis=-1)
-        rows, columns = np.mgrid[:SIDE, :SIDE]
         free = np.ones((SIDE, SIDE), dtype=bool)
         for item in canvas.items:
-            distance = np.hypot(columns + 0.5 - item.x, rows + 0.5 - item.y)
+            distance = np.hypot(columns - item.x, rows - item.y)
             free &= distance > item.w
             inside.append(gap[distance < 0.2 * item.h + 1].mean())
         outside.append(gap[free].mean())
     assert np.median(inside) > 2.5 * np.median(outside)
 
 
-def test_every_kind_is_in_the_vocabulary():
+def test_every_kind_is_in_the_label_map():
     label_map = read_label_map(ROOT / "det_json" / "labels.txt")
-    other = len(label_map) - 1
-    class_ids = {kind: {label_map.class_id(name) for name in KINDS[kind].names} for kind in KINDS}
-    assert all(len(own) == 1 and other not in own for own in class_ids.values())
-    assert len(set.union(*class_ids.values())) == len(KINDS)
+    class_ids = [{label_map.class_id(name) for name in kind.names} for kind in KINDS.values()]
+    assert all(len(own) == 1 and len(label_map) - 1 not in own for own in class_ids)
+    assert len(set.union(*class_ids)) == len(KINDS)
 
 
 # ------------------------------------------------------------------ sentences
@@ -185,10 +148,8 @@ def holds(word, a, b, size):
     if word in ("surrounded by", "in the middle of"):
         a, b, gaps, word = b, a, gaps.T, "around"
     if word in ("around", "in a ring around"):
-        middle = b[0]
-        return (
-            len(b) == 1 and len(a) > 3 and (a.min(0) < middle).all() and (a.max(0) > middle).all()
-        )
+        inside = (a.min(0) < b[0]).all() and (a.max(0) > b[0]).all()
+        return len(b) == 1 and len(a) > 3 and inside
     assert word in ("right beside", "close to", "next to")
     # Each of the one group has one of the other within reach, whichever was named first.
     return min(gaps.min(axis=1).max(), gaps.min(axis=0).max()) < 1.6 * size
@@ -216,17 +177,17 @@ def test_stated_relations_hold(some):
 
 
 def test_stated_places_and_rows_hold(some):
-    places, rows = 0, 0
+    places = rows = 0
     for _, sentences, _, canvas in some:
         for sentence in sentences:
             place = re.match(rf"({OBJECTS}) in the (.+?) of the image", body(sentence))
             if place:
-                kind, _ = count_of(place[1])
-                x, y = positions(canvas.items, kind).mean(axis=0) / SIDE
-                words, places = place[2].split(), places + 1
+                x, y = positions(canvas.items, count_of(place[1])[0]).mean(axis=0) / SIDE
+                words = place[2].split()
                 assert ("left" in words) == (x < 0.38) and ("right" in words) == (x > 0.62)
                 assert ("upper" in words) == (y < 0.38) and ("lower" in words) == (y > 0.62)
                 assert ("centre" in words) == (0.38 <= min(x, y) and max(x, y) <= 0.62)
+                places += 1
             row = re.match(rf"({OBJECTS})", body(sentence))
             if row and row[1].endswith("in a row"):
                 points = positions(canvas.items, count_of(row[1])[0])
@@ -234,10 +195,6 @@ def test_stated_places_and_rows_hold(some):
                 assert len(points) > 2 and across < 1e-6
                 rows += 1
     assert places > 100 and rows > 20
-
-
-def item(x, y, w=10.0, kind="ship", group=0):
-    return Item(kind, float(x), float(y), w, w / 2, 0.0, group)
 
 
 @pytest.mark.parametrize(
@@ -258,97 +215,104 @@ def item(x, y, w=10.0, kind="ship", group=0):
     ],
 )
 def test_relations_of_hand_made_groups(a, b, expected):
-    found = relations([item(*point) for point in a], [item(*point) for point in b])
-    assert found == expected
+    groups = [[Item("ship", x, y, 10.0, 5.0, 0.0, 0) for x, y in points] for points in (a, b)]
+    assert relations(*groups) == expected
 
 
 # ------------------------------------------------------------------ detections
 
 
+def detection_of(item, left):
+    """The detection of an item by label and distance, taken out of those left; or None."""
+    near = [
+        detection
+        for detection in left
+        if detection["label"] == KINDS[item.kind].names[0]
+        and math.dist(detection["bbox"][:2], (item.x, item.y)) < 0.3 * item.w
+        and abs(detection["bbox"][2] / item.w - 1) < 0.3
+    ]
+    if not near:
+        return None
+    best = min(near, key=lambda detection: math.dist(detection["bbox"][:2], (item.x, item.y)))
+    left.remove(best)
+    return best
+
+
 def test_detections_have_the_stated_errors(some):
-    errors = {"x": [], "y": [], "w": [], "h": [], "angle": []}
-    objects = missed = false = 0
+    errors = []
+    objects = false = 0
     for _, _, detections, canvas in some:
-        found, left = detected(canvas.items, detections)
-        objects, false = objects + len(found), false + len(left)
-        for truth, detection in zip(canvas.items, found, strict=True):
-            if detection is None:
-                missed += 1
-                continue
-            x, y, w, h, angle, score = detection["bbox"]
-            assert 0.3 <= score <= 1
-            errors["x"].append((x - truth.x) / truth.w)
-            errors["y"].append((y - truth.y) / truth.h)
-            errors["w"].append(w / truth.w - 1)
-            errors["h"].append(h / truth.h - 1)
-            errors["angle"].append(angle - truth.angle)
+        left = list(detections)
+        for truth in canvas.items:
+            objects += 1
+            detection = detection_of(truth, left)
+            if detection is not None:
+                x, y, w, h, angle, score = detection["bbox"]
+                assert 0.3 <= score <= 1
+                place = [(x - truth.x) / truth.w, (y - truth.y) / truth.h]
+                errors.append([*place, w / truth.w - 1, h / truth.h - 1, angle - truth.angle])
+        false += len(left)
     assert objects > 1000
-    assert missed / objects == pytest.approx(0.10, abs=0.025)
+    assert 1 - len(errors) / objects == pytest.approx(0.10, abs=0.025)
     assert false / objects == pytest.approx(0.05, abs=0.02)
-    for values in errors.values():
-        assert np.mean(values) == pytest.approx(0, abs=0.006)
-        assert np.std(values) == pytest.approx(0.05, abs=0.006)
+    assert np.mean(errors, axis=0) == pytest.approx(np.zeros(5), abs=0.006)
+    assert np.std(errors, axis=0) == pytest.approx(np.full(5, 0.05), abs=0.006)
 
 
 # ------------------------------------------------------------------ twins and splits
 
 
-def layout_key(items):
-    return tuple(sorted((i.kind, round(i.x / 2), round(i.y / 2)) for i in items))
+def facts_of(canvas):
+    """All (kind, kind, relation) that hold."""
+    groups = defaultdict(list)
+    for item in canvas.items:
+        groups[item.kind].append(item)
+    pairs = [(a, b) for a in groups for b in groups if a != b]
+    return {(a, b, relation) for a, b in pairs for relation in relations(groups[a], groups[b])}
 
 
 def test_twins_in_the_test_split_differ_in_their_relations(some):
     pairs = related = 0
     for first, second in zip(some[::2], some[1::2], strict=True):
         a, b = first[3], second[3]
-        if (a.ground, a.road, counts(a.items)) != (b.ground, b.road, counts(b.items)):
-            continue
-        pairs += 1
-        assert first[1] != second[1]
-        facts = []
-        for canvas in (a, b):
-            groups = defaultdict(list)
-            for placed in canvas.items:
-                groups[placed.kind].append(placed)
-            facts.append(
-                {
-                    (p, q, relation)
-                    for p in groups
-                    for q in groups
-                    if p != q
-                    for relation in relations(groups[p], groups[q])
-                }
-            )
-        related += facts[0] != facts[1]
+        if (a.ground, a.road, counts(a.items)) == (b.ground, b.road, counts(b.items)):
+            assert first[1] != second[1]
+            pairs += 1
+            related += facts_of(a) != facts_of(b)
     # Of 100 pairs laid out as twins the others had no room for every object; where the relations
     # are the same, places and arrangement differ.
-    assert pairs >= 40
-    assert related >= 0.75 * pairs
+    assert pairs >= 40 and related >= 0.75 * pairs
 
 
-@pytest.mark.slow
-def test_no_layout_of_the_test_split_is_in_another(quickly):
-    keys = [layout_key(scene(0, index)[3].items) for index in range(TEST.stop)]
-    others, test = set(keys[: TEST.start]), keys[TEST.start :]
-    assert not others & set(test)
-    assert len(set(test)) == len(test)
+def layout_key(canvas):
+    return tuple(sorted((i.kind, round(i.x / 2), round(i.y / 2)) for i in canvas.items))
 
 
-def test_layouts_differ_over_a_part_of_the_splits(some, quickly):
-    train = {layout_key(scene(0, index)[3].items) for index in range(300)}
-    assert len(train) == 300
-    assert not train & {layout_key(canvas.items) for *_, canvas in some}
+@pytest.mark.parametrize(
+    "others", [range(100), pytest.param(range(TEST.start), marks=pytest.mark.slow)]
+)
+def test_no_layout_of_the_test_split_is_in_another(some, others, monkeypatch):
+    blank = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)  # what is laid out does not depend on pixels
+    monkeypatch.setattr(scenes, "draw", lambda *arguments: blank)
+    test = {layout_key(canvas) for *_, canvas in some}
+    assert len(test) == len(TEST)
+    assert not test & {layout_key(scene(0, index)[3]) for index in others}
 
 
 # ------------------------------------------------------------------ files
 
 
-def read_tree(folder):
+def tree(folder):
+    """Content and time of every file."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in files
     }
+
+
+def contents(folder):
+    return {name: content for name, (content, _) in tree(folder).items()}
 
 
 @pytest.fixture(scope="module")
@@ -364,85 +328,61 @@ def test_files_follow_the_rsitmd_layout(written):
         captions = (written / f"{split}_caps.txt").read_text(encoding="utf-8").splitlines()
         assert len(captions) == 5 * size
         assert len(names) == (5 * size if split == "test" else size)
-    indices = iter(range(7))
     splits = read_annotations(written).splits
     assert {split: len(records) for split, records in splits.items()} == SMALL
-    for records in splits.values():
-        for record in records:
-            index = next(indices)
-            pixels, sentences, detections, _ = scene(0, index)
-            assert record.name == f"scene_{index}.png" and record.captions == tuple(sentences)
-            image = Image.open(written / "images" / record.name)
-            assert np.array_equal(np.asarray(image), pixels)
-            assert load_detections(written / "det_json" / f"scene_{index}.json") == detections
+    for index, record in enumerate(record for records in splits.values() for record in records):
+        pixels, sentences, detections, _ = scene(0, index)
+        assert record.name == f"scene_{index}.png" and record.captions == tuple(sentences)
+        image = Image.open(written / "images" / record.name)
+        assert np.array_equal(np.asarray(image), pixels)
+        assert load_detections(written / "det_json" / f"scene_{index}.json") == detections
 
 
-def test_what_is_there_is_left_alone(written, monkeypatch):
-    def fail(*arguments):
-        raise AssertionError("nothing is to be written")
-
-    monkeypatch.setattr(scenes, "_write", fail)
-    before = read_tree(written)
+def test_what_is_there_is_left_alone_and_another_seed_written_anew(tmp_path, written):
+    before = tree(written)
     assert scenes.generate(written, splits=SMALL) == 7
-    assert read_tree(written) == before
-
-
-def stamp(folder):
-    return json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
+    assert tree(written) == before
+    scenes.generate(tmp_path, seed=1, splits=SMALL)
+    assert contents(tmp_path)["images/scene_0.png"] != before["images/scene_0.png"][0]
+    scenes.generate(tmp_path, splits=SMALL)
+    assert contents(tmp_path) == contents(written)
 
 
 def test_an_interrupted_data_set_says_so_and_is_written_anew(tmp_path, written, monkeypatch):
-    def interrupted(image_file, detection_file, seed, index):
-        assert stamp(tmp_path)["complete"] is False
+    def interrupted(seed, index):
         if index == 4:
             raise KeyboardInterrupt
-        image_file.write_bytes(b"another image")
-        return ["a sentence"]
+        return scene(1, index)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(scenes, "_write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            scenes.generate(tmp_path, splits=SMALL)
-    assert stamp(tmp_path) == {**stamp(written), "complete": False}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scenes, "scene", interrupted)
+        scenes.generate(tmp_path, splits=SMALL)
+    stamps = [json.loads((f / "scenes.json").read_text("utf-8")) for f in (written, tmp_path)]
+    assert stamps[1] == {**stamps[0], "complete": False} and stamps[0]["complete"] is True
     scenes.generate(tmp_path, splits=SMALL)
-    assert stamp(tmp_path)["complete"] is True
-    assert read_tree(tmp_path) == read_tree(written)
+    assert contents(tmp_path) == contents(written)
 
 
-def test_a_differing_data_set_is_written_anew(tmp_path, written):
-    complete = read_tree(written)
-    scenes.generate(tmp_path, seed=1, splits=SMALL)
-    assert read_tree(tmp_path)["images/scene_0.png"] != complete["images/scene_0.png"]
-    scenes.generate(tmp_path, splits=SMALL)
-    assert read_tree(tmp_path) == complete
-
-
-@pytest.mark.parametrize(
-    "name", ["images/scene_0.png", "train_caps.txt", "dataset.json", "det_json/scene_0.json"]
-)
+@pytest.mark.parametrize("name", ["images/scene_0.png", "train_caps.txt", "dataset.json"])
 def test_a_folder_of_other_files_is_an_error_and_stays_as_it_is(tmp_path, name):
-    folder = tmp_path / "mine"
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("mine", encoding="utf-8")
-    before = sorted(folder.rglob("*")), read_tree(folder)
-    with pytest.raises(ValueError, match="--dataset") as failure:
-        scenes.generate(folder, splits=SMALL)
-    assert str(folder) in str(failure.value)
-    assert (sorted(folder.rglob("*")), read_tree(folder)) == before
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*")), tree(tmp_path)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: .*--dataset"):
+        scenes.generate(tmp_path, splits=SMALL)
+    assert (sorted(tmp_path.rglob("*")), tree(tmp_path)) == before
 
 
 def test_samples_are_those_committed(tmp_path):
     scenes.samples(tmp_path, tmp_path)
-    names = [f"sample_{number + 1}" for number in range(SAMPLES)]
-    for name in names:
-        found = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
-        committed = (ROOT / "det_json" / f"{name}.json").read_text(encoding="utf-8")
-        assert found == json.loads(committed)
-        image, expected = (Image.open(f / f"{name}.png") for f in (tmp_path, ROOT / "test"))
-        assert np.array_equal(np.asarray(image), np.asarray(expected))
+    for number in range(1, 6):
+        files = [f / f"sample_{number}.json" for f in (tmp_path, ROOT / "det_json")]
+        assert load_detections(files[0]) == load_detections(files[1])
+        files = [f / f"sample_{number}.png" for f in (tmp_path, ROOT / "test")]
+        assert np.array_equal(*(np.asarray(Image.open(file)) for file in files))
     queries = (tmp_path / "queries.txt").read_bytes()
     assert queries == (ROOT / "test" / "queries.txt").read_bytes()
-    assert sorted(path.stem for path in (ROOT / "test").glob("*.png")) == names
+    assert len(list((ROOT / "test").glob("*.png"))) == 5
 
 
 def test_script_writes_where_it_is_told(tmp_path, monkeypatch, capsys):
