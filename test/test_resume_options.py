@@ -17,8 +17,11 @@ import train
 from backbones import model_configs
 from conftest import log_of
 from dataset.annotations import read_annotations
+from options import FREE, OPTIONS
 from training import resume
 from training.step import make_learner
+
+CLOSED = [row for row in OPTIONS if "train" in row.scripts and row.name not in FREE]
 
 
 @pytest.fixture(scope="module")
@@ -66,85 +69,71 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# ------------------------------------------------------------------ options
-
-
-def other_value(action, saved):
-    """An option with another value, as it is given on the command line."""
-    flag, value = action.option_strings[0], saved[action.dest]
-    if action.nargs == 0:
-        return [flag]
-    if action.choices:
-        return [flag, next(c for c in action.choices if value not in (c, [c]))]
-    if action.type in (int, float):
-        return [flag, *(["9"] if action.nargs is None else ["9"] * action.nargs)]
-    return [flag, "other"]
-
-
-def options_of(folder):
-    return resume.read_state(folder / "last.pth")["options"]
-
-
-def closed():
-    """The options that are not free, as argparse knows them."""
-    actions = [a for a in train.make_parser()._actions if a.dest not in {"help", *resume.FREE}]
-    assert {a.dest for a in actions} | resume.FREE == set(train.parse([])[0])
-    return actions
-
-
-def parse(folder, *arguments):
-    return train.parse(["--resume", "--out", str(folder), *arguments])[0]
-
-
 def refused(call, *arguments):
     with pytest.raises(ValueError) as failure:
         call(*arguments)
     return str(failure.value).splitlines()
 
 
+def resumed(folder, *arguments):
+    return train.main(["--resume", "--out", str(folder), *arguments])
+
+
+# ------------------------------------------------------------------ options
+
+OTHERS = (
+    "--dataset other --clean pir --template {} --dev-images 9 --graph-control exchanged "
+    "--augment flip --drop-graphs 0.9 --drop-test-captions --model other --clip other "
+    "--image-size 64 --graph none --fusion gate --image-encoder-ratio 1 0 --labels other "
+    "--max-objects 9 --loss hinge --margin 0.9 --train image --lora 9 9 0 --epochs 9 --lr 9 "
+    "--lr-new 9 --weight-decay 9 --precision bf16 --patience 9 --seed 9 --batch-size 9 "
+    "--activation gelu"
+)
+FREE_ONES = (
+    "--workers 3 --device auto --save-every 7 --cache-gb 0.5 --cache-dir c --data-root r "
+    "--det-json d --annotations txt --plot"
+)
+
+
+def options_of(folder):
+    return resume.read_state(folder / "last.pth")["options"]
+
+
+def parse(folder, *arguments):
+    return train.parse(["--resume", "--out", str(folder), *arguments])[0]
+
+
 def test_other_options_are_refused_with_all_differences(stopped):
-    before, saved, lines, every = contents(stopped), options_of(stopped), [], []
-    for action in closed():
-        given = other_value(action, saved)
-        head, *found = refused(parse, stopped, *given)
-        assert head.startswith("--resume: these options alter the result")
-        assert len(found) == 1 and found[0].startswith(
-            f"  {action.option_strings[0]}: {saved[action.dest]} in the run, "
-        )
-        lines, every = lines + found, every + given
-    assert len(lines) > 20 and refused(parse, stopped, *every)[1:] == lines
-    assert contents(stopped) == before
+    head, *found = refused(parse, stopped, *OTHERS.split())
+    assert head.startswith("--resume: these options alter the result")
+    assert [line.split(":")[0].strip() for line in found] == [row.flag for row in CLOSED]
+    assert "  --epochs: 2 in the run, 9 now" in found
+    assert refused(parse, stopped, "--seed", "9")[1:] == ["  --seed: 0 in the run, 9 now"]
 
 
-def test_the_same_options_may_be_given_again(stopped):
-    saved, given = options_of(stopped), []
-    for action in closed():
-        value = saved[action.dest]
-        if action.nargs != 0 and value is not None:
+def test_the_same_options_and_free_ones_may_be_given(stopped):
+    saved = options_of(stopped)
+    same = []
+    for row in CLOSED:
+        value = saved[row.name]
+        if row.settings.get("action") != "store_true" and value is not None:
             values = value if isinstance(value, list | tuple) else [value]
-            given += [action.option_strings[0], *map(str, values)]
-    assert len(given) > 30
-    assert parse(stopped, *given) == {**saved, "resume": True}
+            same += [row.flag, *map(str, values)]
+    assert len(same) > 30
+    free = {"workers": 3, "device": "auto", "save_every": 7, "cache_gb": 0.5, "cache_dir": "c"}
+    free |= {"data_root": ["r"], "det_json": ["d"], "annotations": ["txt"], "plot": True}
+    assert {*free, "out", "resume"} == FREE
+    found = parse(stopped, *same, *FREE_ONES.split())
+    assert found == {**saved, **free, "resume": True}
 
 
-def test_options_that_alter_nothing_may_be_others(stopped):
-    given = {"workers": 3, "device": "auto", "save_every": 7, "cache_gb": 0.5, "cache_dir": "c"}
-    given |= {"data_root": ["r"], "det_json": ["d"], "annotations": ["txt"]}
-    given |= {"tensorboard": True, "plot": True}
-    arguments = []
-    for name, value in given.items():
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
-    assert set(given) | {"out", "resume"} == resume.FREE
-    assert parse(stopped, *arguments) == {**options_of(stopped), **given, "resume": True}
-
-
-def test_curves_are_drawn_where_this_call_asks_for_them(again):
-    content = torch.load(again / "last.pth", weights_only=True)
-    content["options"] |= {"plot": True, "tensorboard": True}
-    torch.save(content, again / "last.pth")
-    options = parse(again, "--plot")
-    assert options["plot"] and not options["tensorboard"]
+def test_a_folder_may_have_moved_and_curves_are_of_this_call(stopped, tmp_path, monkeypatch):
+    shutil.copytree(stopped, tmp_path / "models")
+    content = torch.load(stopped / "last.pth", weights_only=True)
+    content["options"]["plot"] = True
+    torch.save(content, tmp_path / "models" / "last.pth")
+    monkeypatch.chdir(tmp_path)
+    assert train.parse(["--resume"])[0] == {**options_of(stopped), "out": "models", "resume": True}
 
 
 # ------------------------------------------------------------------ data
@@ -170,17 +159,25 @@ def change_caption(root, record):
     path.write_text(text.replace(record.captions[1], "something else", 1), encoding="utf-8")
 
 
-def change_a_test_image_into_it(root, record):
+def put_it_among_the_test_images(root, record):
     name = read_annotations(root).splits["test"][2].name
     shutil.copy(root / "images" / record.name, root / "images" / name)
+
+
+def take_the_last_image_away(root, record):
+    for name in ("train_caps.txt", "train_filename.txt"):  # so that other splits would be drawn
+        lines = (root / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (root / name).write_text("".join(lines[: len(lines) * 23 // 24]), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("split", "change"),
     [
-        *((split, c) for split in ("train", "dev") for c in (change_pixel, change_box)),
-        *((split, change_caption) for split in ("train", "dev")),
-        ("train", change_a_test_image_into_it),
+        ("train", change_pixel),
+        ("dev", change_box),
+        ("train", change_caption),
+        ("train", put_it_among_the_test_images),
+        ("train", take_the_last_image_away),
     ],
 )
 def test_changed_data_are_refused_and_nothing_written(again, mini, tmp_path, split, change):
@@ -188,22 +185,8 @@ def test_changed_data_are_refused_and_nothing_written(again, mini, tmp_path, spl
     drawn = json.loads((again / "split.json").read_text(encoding="utf-8"))["mini"]
     records = {record.name: record for record in read_annotations(root).splits["train"]}
     change(root, records[drawn[split][2]])
-    arguments = ["--resume", "--out", str(again), "--data-root", str(root)]
-    [message] = refused(train.main, arguments)
-    assert message == (
-        f"--resume: images, captions or detections have changed since {again}/last.pth was saved; "
-        "put them back as they were, or start a new run in another --out"
-    )
-    assert contents(again) == before
-
-
-def test_a_split_that_would_be_drawn_otherwise_is_not_written(again, mini, tmp_path):
-    root, before = Path(shutil.copytree(mini, tmp_path / "changed")), contents(again)
-    for name in ("train_caps.txt", "train_filename.txt"):  # without the last image
-        lines = (root / name).read_text(encoding="utf-8").splitlines(keepends=True)
-        (root / name).write_text("".join(lines[: len(lines) * 23 // 24]), encoding="utf-8")
-    [message] = refused(train.main, ["--resume", "--out", str(again), "--data-root", str(root)])
-    assert "captions or detections have changed since" in message
+    [message] = refused(resumed, again, "--data-root", str(root))
+    assert f"captions or detections have changed since {again}/last.pth was saved" in message
     assert contents(again) == before
 
 
@@ -211,55 +194,43 @@ def test_a_split_that_would_be_drawn_otherwise_is_not_written(again, mini, tmp_p
 
 
 def test_without_a_state_there_is_nothing_to_resume(again):
-    arguments, path = ["--resume", "--out", str(again)], again / "last.pth"
-    (again / "best_model.pth").replace(path)
-    assert refused(train.main, arguments) == [
-        f"{path}: not a last.pth of train.py; take another --out"
-    ]
-    path.write_bytes(path.read_bytes()[:1000])
-    assert refused(train.main, arguments)[0].startswith(f"{path}: broken")
-    path.unlink()
-    [message] = refused(train.main, arguments)
-    assert message == f"--resume: no {path}; name the run's folder with --out"
-
-
-def test_a_folder_may_have_moved(stopped, tmp_path, monkeypatch):
-    shutil.copytree(stopped, tmp_path / "models")
-    monkeypatch.chdir(tmp_path)
-    assert train.parse(["--resume"])[0] == {**options_of(stopped), "out": "models", "resume": True}
-
-
-def test_a_state_of_another_version_is_refused(again):
     path = again / "last.pth"
-    torch.save({**torch.load(path, weights_only=True), "version": model.VERSION - 1}, path)
-    assert "version" in refused(train.main, ["--resume", "--out", str(again)])[0]
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "version": model.VERSION - 1}, path)
+    assert "from another version" in refused(resumed, again)[0]
+    (again / "best_model.pth").replace(path)
+    assert refused(resumed, again) == [f"{path}: not a last.pth of train.py; take another --out"]
+    path.write_bytes(path.read_bytes()[:1000])
+    assert refused(resumed, again)[0].startswith(f"{path}: broken")
+    path.unlink()
+    assert refused(resumed, again) == [f"--resume: no {path}; name the run's folder with --out"]
 
 
-@pytest.mark.parametrize("lines", [None, 0])
-def test_a_log_that_is_not_the_runs_is_refused(again, lines):
+def test_a_log_that_is_not_the_runs_is_refused(again):
     log = again / "log.jsonl"
-    assert len(log_of(again)) == 1
-    log.unlink() if lines is None else log.write_text("", encoding="utf-8")
+    log.write_text("", encoding="utf-8")
     before = contents(again)
-    assert str(log) in refused(train.main, ["--resume", "--out", str(again)])[0]
+    assert str(log) in refused(resumed, again)[0]
     assert contents(again) == before
+    log.unlink()
+    assert str(log) in refused(resumed, again)[0]
 
 
 def test_a_new_run_replaces_a_finished_one_only(small, again, mini, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    new, before = (
-        [*small, "--data-root", str(mini), "--out", str(again), "--seed", "1"],
-        contents(again),
-    )
-    [message] = refused(train.main, new)
-    assert message == (
+    new = [*small, "--data-root", str(mini), "--out", str(again), "--seed", "1"]
+    before = contents(again)
+    assert refused(train.main, new) == [
         f"{again / 'last.pth'}: a run was stopped here in epoch 2 of 2; go on with --resume, "
         "delete it, or take another --out"
-    )
+    ]
     assert contents(again) == before
-    train.main(["--resume", "--out", str(again)])
+    for name in ("last.pth.1-a.tmp", "log.jsonl.1-a.tmp"):
+        (again / name).touch()  # of a process that was killed while it saved
+    resumed(again)
+    assert contents(again).keys() == before.keys()
     monkeypatch.setattr(train, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train.main(new)
@@ -268,15 +239,19 @@ def test_a_new_run_replaces_a_finished_one_only(small, again, mini, monkeypatch)
     assert log_of(again) == []
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--epochs", "0"), ("--seed", "-1"), ("--dev-images", "-3")]
-)
-def test_numbers_without_sense_are_refused(option, value):
-    [message] = refused(train.parse, [option, value])
-    assert message.startswith(f"{option} {value}: expected")
-
-
 # ------------------------------------------------------------------ what is put back
+
+
+def test_another_device_is_said_to_differ(again, capsys):
+    saved = torch.load(again / "last.pth", weights_only=True)
+    saved["state"].update(device="cuda", threads=2)
+    torch.save(saved, again / "last.pth")
+    threads = torch.get_num_threads()
+    resumed(again)
+    line = "resumed on cpu, begun on cuda: no longer bit-exact\n"
+    assert capsys.readouterr().out.count(line) == 1 and len(log_of(again)) == 2
+    state = resume.read_state(again / "last.pth")["state"]
+    assert (state["device"], state["threads"]) == ("cpu", threads)
 
 
 def test_generators_scaler_and_threads_are_as_they_were(tiny_model, tmp_path, device):

@@ -33,7 +33,7 @@ from training import curves
     ("given", "epochs", "share", "least"),
     [
         (("--drop-graphs", "0"), 12, 0.6, 45),  # mR by chance: about 20
-        (("--graph", "none", "--loss", "hinge-max"), 6, 0.7, 25),
+        (("--graph", "none", "--loss", "hinge-max"), 6, 0.7, 20),
     ],
     ids=["InfoNCE", "hinge"],
 )

@@ -1,4 +1,4 @@
-"""Frozen towers, encoded once; adapters in training; and that both stop and go on exactly."""
+"""What a run reads; frozen towers, encoded once; adapters; and that both stop and go on exactly."""
 
 import os
 import re
@@ -12,16 +12,17 @@ import torch.nn.functional as F
 import clip
 import evaluate
 import train
-import training.inputs as training_data
-import training.step as learner
 from backbones import preprocess
 from backbones.lora import is_adapted
 from backbones.towers import CLIP
 from conftest import RESNET, changed, is_new, log_of, weights_of
+from dataset.annotations import read_annotations
 from det_formats.det_json import read_label_map
 from model import load_checkpoint
 from train import parse
-from training.inputs import cached, tower_keys
+from training import inputs
+from training.inputs import cached, read_data, tower_keys, with_features
+from training.step import start_model
 
 
 @pytest.fixture
@@ -34,54 +35,90 @@ def files(cache):
     return sorted(os.listdir(cache[1]))
 
 
+@pytest.fixture
+def read(mini, tiny_model_config, cache):
+    """Reads data for training: read("--train", "graph"); (TrainingData, options)."""
+
+    def do(*arguments, root=mini):
+        given = ["--dataset", "mini", "--data-root", str(root), *cache, "--batch-size", "8"]
+        options = parse([*given, *arguments])[0]
+        return read_data(options, tiny_model_config, read_label_map()), options
+
+    return do
+
+
+# ------------------------------------------------------------------ what is read
+
+
+def test_only_training_images_to_be_cropped_are_kept_larger(read):
+    for augment, size in ((("crop", "colour"), 43), (("flip",), 32)):
+        data = read("--augment", *augment)[0]
+        assert data.train_set.image_set.image_size == size
+        assert [images.image_size for images in data.val_sets] == [32]
+
+
+def test_data_that_cannot_be_trained_on_are_one_error(read, mini, tmp_path):
+    root = tmp_path / "broken"
+    shutil.copytree(mini, root)
+    splits = read_annotations(root).splits
+    gone, broken = splits["train"][3].name, splits["val"][5].name
+    (root / "images" / gone).unlink()
+    (root / "images" / broken).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="^2 images are missing or unreadable") as failure:
+        read(root=root)
+    assert gone in str(failure.value) and broken in str(failure.value)
+    shutil.copytree(mini, tmp_path / "same")
+    for name in ("filename", "caps"):
+        shutil.copy(tmp_path / "same" / f"train_{name}.txt", tmp_path / "same" / f"test_{name}.txt")
+    with pytest.raises(ValueError, match="no training image"):
+        read(root=tmp_path / "same")
+
+
 # ------------------------------------------------------------------ frozen towers
 
 
 @pytest.fixture
-def data(mini, tiny_model, tiny_model_config, cache):
+def data(read, tiny_model, tiny_model_config):
     """Data of training on frozen towers, without features, with what `with_features` needs."""
-    given = ["--dataset", "mini", "--data-root", str(mini), "--train", "graph", *cache]
-    options = train.parse([*given, "--batch-size", "8"])[0]
-    read = training_data.read_data(options, tiny_model_config, read_label_map())
-    return read, tiny_model(), tiny_model_config, torch.device("cpu"), options
+    found, options = read("--train", "graph")
+    return found, tiny_model(), tiny_model_config, torch.device("cpu"), options
 
 
 def test_features_are_those_of_the_towers(data):
-    images = data[0].train_set.image_set
+    images, network = data[0].train_set.image_set, data[1]
     pixels = preprocess.normalize(torch.stack([images.pixels[i] for i in range(24)]))
-    with_features, network = training_data.with_features(*data), data[1]
-    captions = with_features.train_set.captions
+    found = with_features(*data)
+    train_set = found.train_set
     with torch.no_grad():
         expected = network.encode_image(pixels)
-        texts = F.normalize(network.encode_text(clip.tokenize(captions)), dim=-1)
+        texts = F.normalize(network.encode_text(clip.tokenize(train_set.captions)), dim=-1)
     torch.testing.assert_close(images.features, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(with_features.train_set.text_features, texts, rtol=0, atol=1e-5)
-    [val_images], [val_texts] = with_features.val_sets, with_features.val_texts
+    torch.testing.assert_close(train_set.text_features, texts, rtol=0, atol=1e-5)
+    [val_images], [val_texts] = found.val_sets, found.val_texts
     assert val_images.features.shape == (12, 32) and val_texts.shape == (60, 32)
-    for batch in with_features.train_set.batches(1, 8):
+    for batch in train_set.batches(1, 8):
         assert "image" not in batch
         for row, i in enumerate(batch["index"]):
             assert torch.equal(batch["image_features"][row], images.features[i])
-            own = with_features.train_set.first[i], with_features.train_set.first[i + 1]
-            candidates = with_features.train_set.text_features[slice(*own)]
-            assert (candidates == batch["text_features"][row]).all(dim=1).any()
+            own = train_set.text_features[train_set.first[i] : train_set.first[i + 1]]
+            assert (own == batch["text_features"][row]).all(dim=1).any()
 
 
 def test_features_are_computed_once_and_read_after(data, cache, monkeypatch):
-    first = training_data.with_features(*data)
+    first = with_features(*data)
     assert len(files(cache)) == 4  # images and texts of train and val
 
-    def never(*_):
+    def never(*_, **__):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(training_data, "encode_images", never)
-    monkeypatch.setattr(training_data, "encode_texts", never)
-    again = training_data.with_features(*data)
+    monkeypatch.setattr(inputs, "encode_images", never)
+    monkeypatch.setattr(inputs, "encode_texts", never)
+    again = with_features(*data)
     assert torch.equal(again.val_texts[0], first.val_texts[0])
     with torch.no_grad():
         data[1].visual.proj.mul_(2)
     with pytest.raises(AssertionError, match="encoded again"):
-        training_data.with_features(*data)
+        with_features(*data)
 
 
 def test_keys_tell_the_towers_apart(tiny_model, tiny_model_config):
@@ -100,7 +137,7 @@ def test_keys_tell_the_towers_apart(tiny_model, tiny_model_config):
 
 @pytest.mark.parametrize("change", ["captions", "pixels", "size"])
 def test_other_captions_pixels_or_sizes_are_other_files(data, cache, change):
-    training_data.with_features(*data)
+    with_features(*data)
     before, read = files(cache), data[0]
     if change == "captions":
         read.train_set.captions[0] += " indeed"
@@ -108,22 +145,20 @@ def test_other_captions_pixels_or_sizes_are_other_files(data, cache, change):
         read.train_set.image_set.hashes[0] = "another image"
     else:
         read.train_set.image_set.image_size += 1
-    training_data.with_features(*data)
+    with_features(*data)
     assert len(set(files(cache)) - set(before)) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"no features", "cut"], ids=str)
-def test_a_broken_file_is_made_anew_and_said(tmp_path, capsys, content):
+def test_a_broken_file_is_made_anew_and_said(tmp_path, capsys):
     path, features = tmp_path / "some.safetensors", torch.randn(3, 4)
     assert torch.equal(cached(path, lambda: features), features)
-    path.write_bytes(path.read_bytes()[:-4] if content == "cut" else content)
-    assert torch.equal(cached(path, lambda: features), features)
-    said = rf"{re.escape(str(path))}: not readable .* rebuilt\n"
-    assert re.fullmatch(said, capsys.readouterr().out)
-    assert torch.equal(cached(path, None), features) and os.listdir(tmp_path) == [path.name]
-
-
-def test_a_folder_that_takes_no_file_is_an_error(tmp_path):
+    whole = path.read_bytes()
+    for content in (b"", b"no features", whole[:-4]):
+        path.write_bytes(content)
+        assert torch.equal(cached(path, lambda: features), features)
+        said = rf"{re.escape(str(path))}: not readable .* rebuilt\n"
+        assert re.fullmatch(said, capsys.readouterr().out)
+        assert torch.equal(cached(path, None), features) and os.listdir(tmp_path) == [path.name]
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="not written .*--cache-dir"):
         cached(tmp_path / "file" / "some.safetensors", lambda: torch.zeros(1))
@@ -149,15 +184,12 @@ def test_a_validation_of_features_is_that_of_the_checkpoint(run, cache):
         assert found["mR"] == pytest.approx(max(scores) if line is None else scores[line], abs=1e-6)
 
 
-def test_augmented_images_have_no_features(run, cache):
+def test_augmented_images_have_no_features(read, data):
     with pytest.raises(ValueError, match="--train graph takes images as they are"):
-        run("--train", "graph", "--augment", "flip", *cache)
-
-
-def test_a_run_that_an_earlier_version_began_on_augmented_images_is_refused(data):
-    data[-1]["augment"] = ["crop"]
+        read("--train", "graph", "--augment", "flip")
+    data[-1]["augment"] = ["crop"]  # of a run that an earlier version began
     with pytest.raises(ValueError, match="--resume: .* --augment crop.*start it anew"):
-        training_data.with_features(*data)
+        with_features(*data)
 
 
 # ------------------------------------------------------------------ adapters
@@ -167,9 +199,9 @@ LORA = "--train", "lora", "--lora", "2", "4", "0.1", "--lr", "0.01"
 
 
 def test_adapters_have_a_rate_of_their_own():
-    rates = {train: parse(["--train", train])[0]["lr"] for train in ("all", "lora")}
-    assert rates == {"all": 1e-5, "lora": 2e-4}
-    assert parse(["--train", "lora", "--lr", "1e-3"])[0]["lr"] == 1e-3
+    for given, rate in (("all", 1e-5), ("lora", 2e-4)):
+        assert parse(["--train", given])[0]["lr"] == rate
+        assert parse(["--train", given, "--lr", "1e-3"])[0]["lr"] == 1e-3
 
 
 @pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
@@ -194,16 +226,13 @@ def test_a_checkpoint_with_adapters_loads_as_a_plain_model(run, pretrained, tiny
     weights = network.state_dict()
     plain = CLIP(tiny_model_config)
     plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
-    adapted, _ = learner.start_model(saved["options"], saved["labels"])
+    adapted, _ = start_model(saved["options"], saved["labels"])
     assert is_adapted(adapted)
     adapted.load_state_dict(saved["weights"])
     before, _ = clip.load(pretrained[0], activation="quickgelu")
-    pixels, text = (
-        torch.randn(4, 3, 32, 32),
-        clip.tokenize(["a ship", "two planes near a road"]),
-    )
+    text = clip.tokenize(["a ship", "two planes near a road"])
     with torch.no_grad():
-        for encode, given in (("encode_image", pixels), ("encode_text", text)):
+        for encode, given in (("encode_image", torch.randn(4, 3, 32, 32)), ("encode_text", text)):
             expected = F.normalize(getattr(adapted.eval(), encode)(given), dim=-1)
             for merged in (network, plain.eval()):
                 found = F.normalize(getattr(merged, encode)(given), dim=-1)
