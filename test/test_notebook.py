@@ -30,38 +30,6 @@ DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 ABSOLUTE = re.compile(r"(?<![\w.])/(home|root|tmp|usr|opt|work|var|private|Users)/|\b[A-Z]:\\")
 
 
-@pytest.fixture(scope="module")
-def stored():
-    """The notebook as the file has it."""
-    return nbformat.read(NOTEBOOK, 4)
-
-
-def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def run_again(tmp_path_factory):
-    """The notebook after a fresh kernel ran it, and the files around it before and afterwards.
-
-    It runs in a copy of what is in git, since others may write into the tree meanwhile.
-    """
-    root = tmp_path_factory.mktemp("root")
-    for path in (path for pattern in NEEDED for path in ROOT.glob(pattern)):
-        (root / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, root / path.relative_to(ROOT))
-    before = files(root)
-    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    environment["IPYTHONDIR"] = str(tmp_path_factory.mktemp("ipython"))
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    notebook = nbformat.read(NOTEBOOK, 4)
-    for cell in code_cells(notebook):
-        cell.outputs, cell.execution_count = [], None
-    place = {"metadata": {"path": str(root)}}
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=place)
-    return client.execute(env=environment), before, files(root)
-
-
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -73,74 +41,72 @@ def texts(cell):
     return "".join(printed), shown
 
 
-def pictures(cell):
-    """The images of a cell, decoded."""
-    found = (o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-    return [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in found]
+def check_pictures(notebook):
+    """Assert that every code cell shows one small picture that is not blank."""
+    for cell in code_cells(notebook):
+        (picture,) = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        decoded = Image.open(io.BytesIO(base64.b64decode(picture)))
+        assert max(decoded.size) <= 640
+        assert len(decoded.convert("RGB").getcolors(2**24)) > 1
 
 
-def test_it_is_a_valid_notebook_of_at_most_eight_cells(stored):
+@pytest.fixture(scope="module")
+def stored():
+    """The notebook as the file has it."""
+    return nbformat.read(NOTEBOOK, 4)
+
+
+def test_the_stored_notebook_is_valid_small_and_ran_from_top_to_bottom(stored):
     nbformat.validate(stored)
     assert (stored.nbformat, stored.metadata.kernelspec.name) == (4, "python3")
-    assert len(stored.cells) <= 8
-    assert len({cell.id for cell in stored.cells}) == len(stored.cells)
+    assert len({cell.id for cell in stored.cells}) == len(stored.cells) <= 8
+    assert NOTEBOOK.stat().st_size < 200_000
+    assert "pip install matplotlib jupyter" in stored.cells[0].source
+    cells = code_cells(stored)
+    assert [cell.execution_count for cell in cells] == [i + 1 for i in range(len(cells))]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {o.output_type for o in outputs} <= {"stream", "display_data", "execute_result"}
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    check_pictures(stored)
 
 
-def test_it_imports_v_graph_and_defines_nothing_of_its_own(stored):
+def test_the_stored_notebook_defines_nothing_and_knows_no_machine(stored):
     nodes = [n for cell in code_cells(stored) for n in ast.walk(ast.parse(cell.source))]
     modules = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
     assert "V_Graph" in modules
     assert not [n for n in nodes if isinstance(n, DEFINING)]
+    parts = [stored.metadata, *((cell.source, cell.metadata) for cell in stored.cells)]
+    parts += [texts(cell) for cell in code_cells(stored)]
+    assert not ABSOLUTE.search(str(parts)) and str(ROOT) not in str(parts)
 
 
-def test_its_first_cell_names_what_is_not_in_the_requirements(stored):
-    assert stored.cells[0].cell_type == "markdown"
-    assert "pip install matplotlib jupyter" in stored.cells[0].source
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_file_is_small_and_knows_no_machine(stored):
-    assert NOTEBOOK.stat().st_size < 200_000
-    parts = [str(stored.metadata)]
-    for cell in stored.cells:
-        parts += [cell.source, str(cell.metadata)]
-    for cell in code_cells(stored):
-        printed, shown = texts(cell)
-        parts += [printed, *shown]
-    text = "\n".join(parts)
-    assert not ABSOLUTE.search(text) and str(ROOT) not in text
+def test_running_it_shows_what_is_stored_and_writes_no_file(stored, tmp_path):
+    root = tmp_path / "root"  # a copy, since others may write into the tree meanwhile
+    for path in (path for pattern in NEEDED for path in ROOT.glob(pattern)):
+        (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, root / path.relative_to(ROOT))
+    before = files(root)
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    environment["IPYTHONDIR"] = str(tmp_path / "ipython")
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    notebook = nbformat.read(NOTEBOOK, 4)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    place = {"metadata": {"path": str(root)}}
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=place)
+    run = client.execute(env=environment)
+    assert files(root) == before
+    check_pictures(run)
+    printed = [texts(cell) for cell in code_cells(run)]
+    assert printed == [texts(cell) for cell in code_cells(stored)]
 
 
-def test_it_is_stored_as_it_ran_from_top_to_bottom(stored):
-    assert [c.execution_count for c in code_cells(stored)] == [
-        number + 1 for number in range(len(code_cells(stored)))
-    ]
-    outputs = [output for cell in code_cells(stored) for output in cell.outputs]
-    assert {o.output_type for o in outputs} <= {"stream", "display_data", "execute_result"}
-    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
-
-
-def test_every_code_cell_shows_one_small_picture(stored, run_again):
-    for notebook in (stored, run_again[0]):
-        for cell in code_cells(notebook):
-            (picture,) = pictures(cell)
-            assert max(picture.size) <= 640
-            assert len(picture.convert("RGB").getcolors(2**24)) > 1  # not blank
-
-
-def test_running_it_prints_what_is_stored(stored, run_again):
-    pairs = list(zip(code_cells(stored), code_cells(run_again[0]), strict=True))
-    assert sum(len(texts(before)[0]) for before, _ in pairs) > 0
-    for before, after in pairs:
-        assert texts(after) == texts(before)
-
-
-def test_running_it_writes_no_file(run_again):
-    _, before, after = run_again
-    assert after == before
-
-
-def test_the_two_embeddings_differ_as_printed(run_again):
-    printed = "".join(texts(cell)[0] for cell in code_cells(run_again[0]))
+def test_the_two_embeddings_differ_as_printed(stored):
+    printed = "".join(texts(cell)[0] for cell in code_cells(stored))
     cosine = float(re.search(r"cosine of samples 1 and 5: (-?\d\.\d{3})", printed)[1])
     difference = float(re.search(r"largest difference of an entry: (\d\.\d{3})", printed)[1])
     torch.manual_seed(0)
