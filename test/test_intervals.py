@@ -1,6 +1,4 @@
-"""Bootstrap intervals against loops, hand-made cases and simulated test sets."""
-
-import time
+"""Bootstrap intervals against loops, and which runs are compared."""
 
 import numpy as np
 import pytest
@@ -46,9 +44,8 @@ def test_intervals_are_those_of_a_loop_over_draws():
     assert leaves(figures(own)) == pytest.approx(naive_figures(own, range(30)))
     rng = np.random.default_rng(3)
     draws = [rng.integers(30, size=30).tolist() for _ in range(200)]
-    figures_a, figures_b = (
-        np.array([naive_figures(t, draw) for draw in draws]) for t in (own, other)
-    )
+    figures_a = np.array([naive_figures(own, draw) for draw in draws])
+    figures_b = np.array([naive_figures(other, draw) for draw in draws])
     expected = np.percentile(figures_a, [2.5, 97.5], axis=0).T
     found = bootstrap(own, samples=200, seed=3)
     np.testing.assert_allclose(leaves(found), expected, atol=1e-9)
@@ -57,46 +54,7 @@ def test_intervals_are_those_of_a_loop_over_draws():
     np.testing.assert_allclose([(d.low, d.high) for d in found], expected, atol=1e-9)
     values = np.subtract(leaves(figures(own)), leaves(figures(other)))
     np.testing.assert_allclose([d.value for d in found], values, atol=1e-9)
-
-
-def test_equal_images_leave_nothing_to_chance():
-    own = table()
-    own["image_to_text"] = {name: [0.25] * 30 for name in RECALLS}
-    own["text_to_image"] = {name: [0.5 * n for n in own["captions"]] for name in RECALLS}
-    found = bootstrap(own)
-    assert found["mR"] == pytest.approx([37.5, 37.5])
-    assert found["image_to_text"]["R@5"] == pytest.approx([25, 25])
-    assert found["text_to_image"]["R@10"] == pytest.approx([50, 50])
-
-
-def test_a_shift_of_every_image_is_certain():
-    """Hard images are hard for both: the pairing takes their variance out."""
-    own, other = table(), table()
-    for name in RECALLS:
-        other["image_to_text"][name] = [v - 0.1 for v in own["image_to_text"][name]]
-        pairs = zip(own["text_to_image"][name], own["captions"], strict=True)
-        other["text_to_image"][name] = [v - 0.1 * n for v, n in pairs]
-    for difference in leaves(paired(own, other)):
-        assert difference == pytest.approx((10, 10, 10))
-    low, high = bootstrap(own)["mR"]
-    assert high - low > 5
-
-
-def test_intervals_cover_the_truth_in_95_of_100_test_sets():
-    covered, chance = np.zeros(7), 0.3
-    for seed in range(300):
-        found = bootstrap(table(100, 5, chance, seed), samples=300, seed=seed)
-        covered += [low <= 100 * chance <= high for low, high in leaves(found)]
-    # 300 test sets: a standard error of 1.3 points, and small samples cover a little less.
-    assert (covered / 300 > 0.90).all() and (covered / 300 < 0.99).all()
-
-
-def test_two_thousand_draws_of_a_thousand_images_take_well_under_a_second():
-    own = table(1000)
-    begin = time.process_time()
-    first = bootstrap(own)
-    assert time.process_time() - begin < 0.8
-    assert first == bootstrap(own, seed=0) != bootstrap(own, seed=1)
+    assert bootstrap(own) == bootstrap(own, samples=2000, seed=0)
 
 
 def test_the_order_of_the_images_does_not_matter():
@@ -141,40 +99,34 @@ def test_files_are_compared_by_the_mean_of_their_runs():
     a, b = [result(0), result(1)], [result(1, chance=0.2), result(0, chance=0.2)]
     [found] = compare(a, b)
     assert (found.dataset, found.split, found.images, found.runs) == ("ucm", "test", 30, (2, 2))
+    means = []
     for own, results in zip(found.figures, (a, b), strict=True):
         each = [leaves(figures(r["per_image"])) for r in results]
         assert leaves(own) == pytest.approx(np.mean(each, axis=0))
-    value = found.figures[0]["mR"] - found.figures[1]["mR"]
-    assert found.difference["mR"].low < value < found.difference["mR"].high
-    assert found.difference["mR"].value == pytest.approx(value)
+        means.append(averaged([r["per_image"] for r in results]))
+    assert found.difference == paired(*means)
     assert sorted(found.pairs) == [0, 1]
-    for seed, (first, second, difference) in found.pairs.items():
-        tables = table(seed=seed), table(seed=seed, chance=0.2)
-        assert (first, second) == tuple(figures(own)["mR"] for own in tables)
-        assert difference == paired(*tables)["mR"]
+    for seed, pair in found.pairs.items():
+        own, other = table(seed=seed), table(seed=seed, chance=0.2)
+        assert pair == (figures(own)["mR"], figures(other)["mR"], paired(own, other)["mR"])
 
 
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [([0], [0]), ([0, 1], [0, 2]), ([0, 1], [0]), ([0, 0], [0, 0])],
-    ids=["one", "other seeds", "other number", "a seed twice"],
-)
-def test_runs_are_paired_where_both_files_have_the_same_several_seeds(a, b):
-    assert compare([result(s) for s in a], [result(s) for s in b])[0].pairs == {}
+def test_runs_are_paired_where_both_files_have_the_same_several_seeds():
+    # One run, other seeds, another number of runs, a seed twice.
+    for a, b in (([0], [0]), ([0, 1], [0, 2]), ([0, 1], [0]), ([0, 0], [0, 0])):
+        assert compare([result(s) for s in a], [result(s) for s in b])[0].pairs == {}
 
 
 def test_what_only_one_file_holds_is_left_out():
     a, b = [result(0), result(0, dataset="rsicd")], [result(0), result(0, split="val")]
     assert [(found.dataset, found.split) for found in compare(a, b)] == [("ucm", "test")]
-    with pytest.raises(ValueError, match="no data set and split in both: rsicd test and ucm test"):
-        compare(a[1:], b[:1])
-
-
-def test_other_images_or_another_protocol_are_errors_that_name_the_data_set():
-    with pytest.raises(ValueError, match="ucm test: the images"):
-        compare([result(0)], [result(0, images=29)])
-    with pytest.raises(ValueError, match="ucm test: one with --caption-equivalence"):
-        compare([result(0)], [result(0, equivalence=True)])
+    for own, other, message in (
+        (a[1:], b[:1], "no data set and split in both: rsicd test and ucm test"),
+        (b[:1], [result(0, images=29)], "ucm test: the images"),
+        (b[:1], [result(0, equivalence=True)], "ucm test: one with --caption-equivalence"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(own, other)
 
 
 SAME = {

@@ -5,16 +5,7 @@ import pytest
 
 from metrics.queries import query_rows, top_items, worst_and_best
 from metrics.ranks import retrieval
-from test_ranks import (
-    CAPTIONS,
-    GROUPS,
-    IMAGES,
-    KINDS,
-    NAMES,
-    OWNERS,
-    looped_queries,
-    score_matrix,
-)
+from test_ranks import CAPTIONS, GROUPS, IMAGES, KINDS, NAMES, OWNERS, looped_queries, score_matrix
 
 
 @pytest.mark.parametrize("groups", [OWNERS, GROUPS], ids=["strict", "equivalent"])
@@ -59,26 +50,11 @@ def test_where_nothing_is_wrong_there_is_no_rival():
 
 
 def test_worst_and_best_are_the_ends_of_the_ranks():
-    cases = [  # query, rank, score of the competitor, caption
-        (0, 1, -0.1, "a"),
-        (1, 9, 0.2, "b"),
-        (2, 9, 0.3, "c"),
-        (3, 1, -0.9, "d"),
-        (4, 5, 0.1, "e"),
-        (5, 8, 0.5, "b"),
-    ]
-    rows = [
-        {
-            "direction": "text_to_image",
-            "query": query,
-            "caption": caption,
-            "rank": rank,
-            "competitor": "x",
-            "competitor_score": ahead,
-            "score": 0.0,
-        }
-        for query, rank, ahead, caption in cases
-    ]
+    columns = ("query", "rank", "competitor_score", "caption")
+    cases = [(0, 1, -0.1, "a"), (1, 9, 0.2, "b"), (2, 9, 0.3, "c")]
+    cases += [(3, 1, -0.9, "d"), (4, 5, 0.1, "e"), (5, 8, 0.5, "b")]
+    same = {"direction": "text_to_image", "competitor": "x", "score": 0.0}
+    rows = [{**same, **dict(zip(columns, case, strict=True))} for case in cases]
     chosen = worst_and_best(rows, worst=3, best=9)
     numbers = {kind: [r["query"] for r in own] for (_, kind), own in chosen.items() if own}
     # 5 asks what 1 asks: it is left out. 2 is further behind than 1, 3 further ahead than 0.

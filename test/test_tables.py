@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from conftest import ROOT
 from metrics import tables
 from metrics.intervals import compare
 
@@ -69,7 +70,7 @@ def test_one_result_is_a_table_of_its_figures():
 @pytest.mark.parametrize("bound", ["pessimistic", "optimistic"])
 def test_bounds_are_printed_where_they_differ_by_a_tenth(bound, gap, shown):
     moved = 50.0 + (gap if bound == "optimistic" else -gap)
-    own = result(50.0)
+    own = result()
     own["image_to_text"][bound]["R@5"] = own[f"mR_{bound}"] = moved
     low, high = sorted([50.0, moved])
     ties = f"between {low:.1f} and {high:.1f}"
@@ -82,22 +83,18 @@ def test_bounds_are_printed_where_they_differ_by_a_tenth(bound, gap, shown):
 
 
 def cells(line):
-    return re.split(r"  +", line)
+    return re.split(r"  +", line.strip())
 
 
 def test_several_results_are_a_line_each_by_data_set():
-    results = [
-        result(value, dataset=dataset, out=out)
-        for out, values in (("x", (40.0, 20.0)), ("much/longer", (50.0, 30.0)))
-        for dataset, value in zip(("ucm", "rsicd"), values, strict=True)
-    ]
+    results = [result(40.0, dataset="ucm", out="x"), result(20.0, dataset="rsicd", out="x")]
+    results += [result(50.0, dataset="ucm", out="much/longer")]
     heads, *lines = tables.table(results).splitlines()
     assert cells(heads)[:5] == ["checkpoint", "data set", "split", "images", "to text R@1"]
     assert [cells(line)[:2] + cells(line)[-2:] for line in lines] == [
         ["x/best_model.pth", "ucm", "40.0", "40.0 [38.0, 43.0]"],
         ["much/longer/best_model.pth", "ucm", "50.0", "50.0 [48.0, 53.0]"],
         ["x/best_model.pth", "rsicd", "20.0", "20.0 [18.0, 23.0]"],
-        ["much/longer/best_model.pth", "rsicd", "30.0", "30.0 [28.0, 33.0]"],
     ]
     assert len({line.index(" test ") for line in lines}) == 1  # columns stand below each other
     results[0]["caption_equivalence"] = True
@@ -115,12 +112,8 @@ def test_seeds_of_one_training_get_a_line_of_mean_and_deviation():
     assert cells(last) == ["mean ± standard deviation of 3", "mini", "test", "4"] + [spread] * 7
     *_, last = tables.table([*seeds, other]).splitlines()  # as if the plot mattered
     assert last.startswith("mean ± standard deviation of 2")
-
-
-def test_files_of_one_run_and_plain_clips_are_not_averaged():
-    same = [result(40.0), result(50.0)]
-    assert "±" not in tables.table(same)
-    assert "±" not in tables.table([result(40.0, dataset="a"), result(40.0, 1, dataset="b")])
+    for different in ({"seed": 0}, {"seed": 1, "dataset": "b"}):  # one run twice, two data sets
+        assert "±" not in tables.table([result(40.0), result(50.0, **different)])
 
 
 def test_comparisons_are_lines_for_people():
@@ -140,16 +133,16 @@ def test_comparisons_are_lines_for_people():
 # ------------------------------------------------------------------ files
 
 
-def test_result_files_are_json_with_lists_on_one_line(tmp_path):
-    results = [result(), {**result(1.0), "left_out": None, "empty": {}, "none": [], "é": 'a"b'}]
-    tables.write_results(tmp_path / "r.json", "python evaluate.py --json r.json", results)
-    text = (tmp_path / "r.json").read_text(encoding="utf-8")
-    expected = {"command": "python evaluate.py --json r.json", "results": results}
-    assert json.loads(text) == expected
-    lines = text.splitlines()
-    assert '    "names": ["a.png", "b.png", "c.png", "d.png"],' in lines
-    assert lines.count('   "mR": 50.0,') == 1
-    assert tables.read_results(tmp_path / "r.json") == results
+def test_result_files_are_written_as_those_in_results(tmp_path):
+    files = sorted((ROOT / "results").glob("*.json"))
+    assert files
+    for path in files:
+        command = json.loads(path.read_text(encoding="utf-8"))["command"]
+        tables.write_results(tmp_path / "r.json", command, tables.read_results(path))
+        assert (tmp_path / "r.json").read_bytes() == path.read_bytes()
+    odd = [{**result(), "empty": {}, "none": [], "é": 'a"b'}]
+    tables.write_results(tmp_path / "r.json", "", odd)
+    assert tables.read_results(tmp_path / "r.json") == odd
 
 
 @pytest.mark.parametrize(
