@@ -105,10 +105,10 @@ def hugging_face_model(model_config, activation="quickgelu"):
 # ------------------------------------------------------------------ comparisons
 
 
-def inputs(image_size, device="cpu", images=3):
+def inputs(image_size, device="cpu"):
     generator = torch.Generator().manual_seed(1)
-    patches = torch.randn(images, 3, 4, 4, generator=generator)
-    noise = torch.randn(images, 3, image_size, image_size, generator=generator)
+    patches = torch.randn(3, 3, 4, 4, generator=generator)
+    noise = torch.randn(3, 3, image_size, image_size, generator=generator)
     pixels = F.interpolate(patches, image_size) + 0.3 * noise
     return pixels.to(device), clip.tokenize(SENTENCES).to(device)
 
@@ -129,20 +129,6 @@ def largest_difference(ours, theirs, image_size, device="cpu"):
         assert (a[0] - a[1]).abs().max() > 1e-2
         differences.append((a - b).abs().max().item())
     return max(differences)
-
-
-def shapes(network):
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-
-
-def heads(network):
-    """Numbers of attention heads, layer by layer."""
-    found = {}
-    for name, module in network.named_modules():
-        number = getattr(module, "num_heads", getattr(module, "heads", None))
-        if number is not None:
-            found[name] = number
-    return found
 
 
 def same_tensors(found, expected):

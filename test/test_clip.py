@@ -16,7 +16,6 @@ from backbones.towers import CLIP
 from clips import (
     TOLERANCE,
     VIT,
-    hugging_face_model,
     largest_difference,
     open_clip_config,
     open_clip_model,
@@ -39,18 +38,6 @@ def test_it_returns_the_model_and_its_preprocessing(plain, device):
     assert not network.training and next(network.parameters()).device.type == device.type
     assert network.model_config == {"name": "vit", **VIT, "activation": "gelu"}
     assert preprocess(Image.new("RGB", (70, 50))).shape == (3, 48, 48)
-
-
-def test_the_file_that_was_read_is_told(plain, tmp_path):
-    hugging_face_model(VIT).network.save_pretrained(tmp_path / "folder")
-    openai = plain.rename(plain.with_name("ViT-B-32.pt"))
-    for name, path in (
-        ("ViT-B/32", openai),
-        (openai, openai),
-        (tmp_path / "folder", tmp_path / "folder" / "model.safetensors"),
-    ):
-        network, _ = clip.load(name, activation="quickgelu")
-        assert network.path == path
 
 
 def test_names_are_told_from_paths():

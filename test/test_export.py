@@ -8,7 +8,6 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import build_model_from_openai_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
@@ -165,7 +164,7 @@ def test_a_full_size_export_loads_by_the_printed_call_of_open_clip(tmp_path, cap
 def test_what_is_printed_is_python(checkpoint, tmp_path, capsys, monkeypatch, naming, known):
     if known:
         monkeypatch.setattr(export, "OPEN_CLIP", ("vit",))
-    path, ours = checkpoint("vit")
+    path, _ = checkpoint("vit")
     out = tmp_path / "it's" / "plain.pt"
     run(path, out, "--naming", naming)
     lines = printed(capsys)
@@ -173,8 +172,6 @@ def test_what_is_printed_is_python(checkpoint, tmp_path, capsys, monkeypatch, na
         for node in ast.walk(ast.parse(line)):
             if isinstance(node, ast.Constant) and "plain" in str(node.value):
                 assert node.value == str(out)
-    network, _ = eval(lines[0])
-    assert network.model_config == {"name": "vit", **OURS["vit"], "activation": "quickgelu"}
     assert any(line.startswith("#") for line in lines) == (naming == "open_clip" and not known)
 
 
@@ -299,20 +296,3 @@ def test_where_the_disk_is_full_the_old_file_stays(checkpoint, tmp_path, out, na
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name: file.read_text() for file in (tmp_path / "new").iterdir()} == before
-
-
-def test_safetensors_own_error_becomes_an_os_error(checkpoint, tmp_path, monkeypatch):
-    def save_file(*_, **__):
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    path, _ = checkpoint()
-    monkeypatch.setattr("safetensors.torch.save_file", save_file)
-    with pytest.raises(OSError, match="not written .*No space left"):
-        run(path, tmp_path / "plain.safetensors")
-
-
-@pytest.mark.parametrize("arguments", [[], ["export"], ["import"], ["export", "--no-such-option"]])
-def test_a_wrong_command_line_is_a_usage_error(capsys, arguments):
-    with pytest.raises(SystemExit) as end:
-        clip.main(arguments)
-    assert end.value.code == 2 and "usage:" in capsys.readouterr().err

@@ -16,11 +16,9 @@ from clips import (
     SENTENCES,
     TOLERANCE,
     VIT,
-    heads,
     largest_difference,
     open_clip_model,
     randomise,
-    shapes,
 )
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -32,7 +30,6 @@ def test_features_equal_open_clip(name, device):
     theirs = open_clip_model(model_config)
     ours = CLIP(model_config).eval()
     ours.load_state_dict(theirs.state_dict())
-    assert shapes(ours) == shapes(theirs) and heads(ours) == heads(theirs)
     assert largest_difference(ours, theirs, model_config["image_size"], device) <= TOLERANCE
 
 
