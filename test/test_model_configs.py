@@ -72,7 +72,7 @@ def test_sizes_that_fit_several_model_configs(models):
     assert model_config_of(resized(state, VIT, 32)[0])["image_size"] == 32  # no such model config
     twin = {**VIT, "vision": {**VIT["vision"], "heads": 4}}  # no shape tells the heads
     (models / "twin.json").write_text(json.dumps(twin))
-    with pytest.raises(ValueError, match="the sizes fit vit, larger, twin alike"):
+    with pytest.raises(ValueError, match="the sizes fit vit, twin, larger alike"):
         model_config_of(state)
 
 
