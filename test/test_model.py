@@ -1,7 +1,5 @@
 """The graph branch, its fusion with CLIP, and checkpoints."""
 
-import json
-import math
 import re
 import zipfile
 
@@ -15,17 +13,18 @@ from torch_geometric.nn import GCNConv as SparseGCNConv
 
 import clip
 import model
-from backbones import model_configs
 from backbones.towers import CLIP
+from conftest import changed
 from det_formats.det_json import read_label_map
+from loss import info_nce
 from model import GCNConv, is_checkpoint, load_checkpoint, save_checkpoint
 from V_Graph import MAX_OBJECTS, arrays_from_boxes
 
 LABELS = read_label_map()
 COUNTS = (5, 0, 20, 1, 3)  # objects of the images in a batch; one has none
 WITHOUT = 1
-NEW = {"node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate"}
 FUSIONS = ("sum", "gate")
+TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +45,6 @@ def random_model(tiny_model):
         return network
 
     return build
-
-
-def tolerance(device):
-    return 1e-6 if device.type == "cpu" else 1e-5
 
 
 def graphs(counts, device="cpu", max_objects=MAX_OBJECTS, seed=0, shuffled=False):
@@ -112,7 +107,9 @@ def test_gcn_equals_pytorch_geometric(device):
             edges = adjacency[i, :count, :count].nonzero().T  # (2, edges)
             weights = adjacency[i][tuple(edges)]
             expected = sparse(x[i, :count], edges, weights)
-            torch.testing.assert_close(found[i, :count], expected, rtol=0, atol=tolerance(device))
+            torch.testing.assert_close(
+                found[i, :count], expected, rtol=0, atol=TOLERANCE[device.type]
+            )
 
 
 def test_gcn_of_two_hand_computed_objects():
@@ -127,20 +124,6 @@ def test_gcn_of_two_hand_computed_objects():
     torch.testing.assert_close(found, torch.tensor([10 + 4 / 1.5, 10 + 5 / 1.5]))
 
 
-def test_names_and_shapes_are_those_of_the_published_code(tiny_model):
-    network = tiny_model()
-    found = {
-        name: tuple(tensor.shape)
-        for name, tensor in network.state_dict().items()
-        if name.split(".")[0] in {"gcn1", "gcn2", "gcn3", "mlp"}
-    }
-    expected = {f"gcn{i}.lin.weight": (32, 32) for i in (1, 2, 3)}
-    expected |= {f"gcn{i}.bias": (32,) for i in (1, 2, 3)}
-    expected |= {f"mlp.{i}.weight": (32, 32) for i in (0, 2)}
-    expected |= {f"mlp.{i}.bias": (32,) for i in (0, 2)}
-    assert found == expected
-
-
 # ------------------------------------------------------------------ an image's own embedding
 
 
@@ -151,29 +134,23 @@ def test_batch_mates_size_and_order_change_nothing(random_model, device, fusion)
     together = embed(network, image, graph)
     for rows in ([0], [1], [2], [3], [4], [0, 2], [3, 1, 4, 0, 2]):
         found = embed(network, image[rows], [part[rows] for part in graph])
-        assert largest(together[rows], found) <= tolerance(device)
+        assert largest(together[rows], found) <= TOLERANCE[device.type]
     assert largest(together.norm(dim=-1), torch.ones(5, device=device)) <= 1e-6
     assert torch.pdist(together).min() > 1e-3
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("change", [{"shuffled": True}, {"max_objects": 50}], ids=str)
-def test_order_of_objects_and_padding_change_nothing(random_model, device, fusion, change):
+def test_order_of_objects_and_padding_change_nothing(random_model, device, fusion):
     network = random_model(fusion=fusion).to(device)
     image = pixels(len(COUNTS), device)
-    usual = embed(network, image, graphs(COUNTS, device))
-    changed = embed(network, image, graphs(COUNTS, device, **change))
-    assert largest(usual, changed) <= tolerance(device)
-
-
-def test_what_stands_in_the_padding_changes_nothing(random_model):
-    network, image = random_model(), pixels(len(COUNTS))
-    nodes, adjacency, mask = graphs(COUNTS)
-    filled = torch.where(mask[..., None], nodes, 7.0)
-    both = mask[:, :, None] & mask[:, None, :]
-    linked = torch.where(both, adjacency, 0.5)
-    clean = embed(network, image, (nodes, adjacency, mask))
-    assert largest(clean, embed(network, image, (filled, linked, mask))) <= 1e-6
+    nodes, adjacency, mask = graphs(COUNTS, device)
+    both = mask[:, :, None] & mask[:, None, :]  # (B, N, N)
+    filled = torch.where(mask[..., None], nodes, 7.0), torch.where(both, adjacency, 0.5), mask
+    shuffled = graphs(COUNTS, device, shuffled=True)
+    wide = graphs(COUNTS, device, max_objects=50)
+    usual = embed(network, image, (nodes, adjacency, mask))
+    for graph in (filled, shuffled, wide):
+        assert largest(usual, embed(network, image, graph)) <= TOLERANCE[device.type]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -184,7 +161,7 @@ def test_exchanged_graphs_change_their_images_and_no_other(random_model, device,
     after = embed(network, image, [part[[2, 1, 0, 3, 4]] for part in graph])
     change = (before - after).abs().amax(dim=-1)
     assert change[[0, 2]].min() > 1e-3
-    assert change[[1, 3, 4]].max() <= tolerance(device)
+    assert change[[1, 3, 4]].max() <= TOLERANCE[device.type]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -239,16 +216,6 @@ def test_sum_weighs_the_branches_by_the_ratio(random_model):
         assert largest(fused, expected) <= 1e-6
 
 
-@pytest.mark.parametrize(("bias", "branch"), [(-50.0, 0), (50.0, 1)], ids=["CLIP", "graph"])
-def test_the_gate_reaches_from_one_branch_to_the_other(random_model, bias, branch):
-    network = random_model(fusion="gate")
-    nn.init.zeros_(network.gate.weight)
-    nn.init.constant_(network.gate.bias, bias)
-    *branches, fused = unit_branches(network, pixels(len(COUNTS)), graphs(COUNTS))
-    others = [i for i, count in enumerate(COUNTS) if count]
-    assert largest(fused[others], branches[branch][others]) <= 1e-6
-
-
 def test_the_gate_differs_between_images(random_model):
     network = random_model(fusion="gate")
     nn.init.normal_(network.gate.weight)
@@ -282,61 +249,38 @@ def test_new_parameters_are_those_that_clip_lacks(random_model, tiny_model_confi
     network = random_model(fusion=fusion)
     names = {name for name, _ in network.named_parameters()}
     assert network.new_parameters() == names - set(CLIP(tiny_model_config).state_dict())
-    roots = {name.split(".")[0] for name in network.new_parameters()}
-    assert roots == (NEW if fusion == "gate" else NEW - {"gate"})
+    assert ("gate.weight" in network.new_parameters()) == (fusion == "gate")
 
 
 # ------------------------------------------------------------------ gradients
 
 
-def contrastive(image_features, text_features, scale):
-    logits = scale.exp() * image_features @ text_features.T  # (B, B)
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+def backward(network, counts, device="cpu"):
+    """The gradients of InfoNCE on images with so many objects each."""
+    text = clip.tokenize([f"{i} ships" for i in range(len(counts))]).to(device)
+    graph = graphs(counts, device)
+    fused, texts = pair(network, pixels(len(counts), device), graph, text)
+    positives = torch.eye(len(counts), dtype=torch.bool, device=device)
+    info_nce(fused @ texts.T, positives, network.logit_scale).backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_gradients_reach_every_parameter(tiny_model, device, fusion):
     network = tiny_model(fusion=fusion).to(device).train()
-    text = clip.tokenize([f"{count} ships" for count in COUNTS]).to(device)
-    features = pair(network, pixels(len(COUNTS), device), graphs(COUNTS, device), text)
-    contrastive(*features, network.logit_scale.detach()).backward()
-    for name, parameter in network.named_parameters():
-        if name == "logit_scale":
-            assert parameter.grad is None
-        else:
-            assert torch.isfinite(parameter.grad).all(), name
-            assert parameter.grad.abs().max() > 1e-8, name
+    for name, gradient in backward(network, COUNTS, device).items():
+        assert torch.isfinite(gradient).all() and gradient.abs().max() > 1e-8, name
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_batch_without_any_object_leaves_the_graph_branch_alone(tiny_model, fusion):
     network = tiny_model(fusion=fusion).train()
-    text = clip.tokenize(["a ship", "two planes"])
-    features = pair(network, pixels(2), graphs((0, 0)), text)
-    contrastive(*features, network.logit_scale).backward()
     new = network.new_parameters()
-    for name, parameter in network.named_parameters():
+    for name, gradient in backward(network, (0, 0)).items():
         if name in new:
-            assert parameter.grad is None or not parameter.grad.any(), name
+            assert gradient is None or not gradient.any(), name
         else:
-            assert torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
-
-
-def test_a_few_steps_tell_twins_apart_by_their_graphs(tiny_model, device):
-    network = tiny_model(fusion="gate").to(device).train()
-    image = pixels(1, device).expand(4, -1, -1, -1)
-    graph = graphs((2, 4, 6, 8), device)
-    text = clip.tokenize(["two ships", "four cars", "six dams", "eight pools"]).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    for _ in range(40):
-        loss = contrastive(*pair(network, image, graph, text), network.logit_scale)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    image_features, text_features = pair(network, image, graph, text)
-    assert (image_features @ text_features.T).argmax(-1).tolist() == [0, 1, 2, 3]
-    assert loss < 0.5 * math.log(4)
+            assert torch.isfinite(gradient).all() and gradient.any(), name
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -377,10 +321,7 @@ def test_a_checkpoint_alone_rebuilds_an_equal_model(
     # CUDA may choose another algorithm; the CPU gives the same bits.
     allowed = 0 if device.type == "cpu" else 1e-6
     assert largest(embed(network, image, graph), embed(again, image, graph)) <= allowed
-    text = clip.tokenize(["a ship", "two planes"]).to(device)
-    with torch.no_grad():
-        assert largest(network.encode_text(text), again.encode_text(text)) <= allowed
-    assert torch.equal(network.logit_scale, again.logit_scale) and not again.training
+    assert not changed(network.state_dict(), again.state_dict()) and not again.training
     assert (again.graph, again.fusion) == (chosen["graph"], chosen["fusion"])
     assert (checkpoint["epoch"], checkpoint["best_score"]) == (3, 12.5)
     assert checkpoint["options"] == chosen and checkpoint["labels"] == LABELS.lines
@@ -474,10 +415,3 @@ def test_code_in_a_checkpoint_is_refused_with_its_path(tmp_path):
 def test_other_versions_and_weights_that_do_not_fit_are_refused_with_the_path(save):
     refused(save(labels=LABELS.lines[:-1]), ": weights and model config")
     refused(save(version=model.VERSION - 1), ": from another version")
-
-
-def test_a_model_config_is_its_files_content_and_its_name():
-    content = json.loads((model_configs.MODELS / "small.json").read_text(encoding="utf-8"))
-    assert model_configs.read_model_config("small") == {"name": "small", **content}
-    with pytest.raises(ValueError, match="huge.*ViT-B-32"):
-        model_configs.read_model_config("huge")

@@ -11,7 +11,7 @@ import clip_gcn_image_feature_integration as integration
 import evaluate
 import infer
 import model
-from backbones import model_configs
+from backbones import model_configs, preprocess
 from conftest import ROOT
 from dataloader import RetrievalData, sources
 from dataset.batches import ImageSet
@@ -98,7 +98,9 @@ def test_a_published_checkpoint_loads_in_every_form(checkpoint, tmp_path, zipped
     assert saved["labels"] == ["plane", "car", "building"] and not network.training
 
 
-def test_a_published_checkpoint_with_a_name_more_or_less_is_refused(checkpoint, tmp_path):
+def test_a_published_checkpoint_of_other_names_or_sizes_is_refused(
+    checkpoint, tmp_path, monkeypatch
+):
     weights = torch.load(checkpoint, weights_only=True)
     more = {**weights, "mlp.4.bias": torch.ones(1)}
     fewer = {name: tensor for name, tensor in weights.items() if name != "mlp.2.bias"}
@@ -106,12 +108,9 @@ def test_a_published_checkpoint_with_a_name_more_or_less_is_refused(checkpoint, 
         torch.save(changed, tmp_path / "best_model.pth")
         with pytest.raises(ValueError, match=rf"(?s)best_model\.pth: .*{name}"):
             load_checkpoint(tmp_path / "best_model.pth")
-
-
-def test_published_sizes_that_no_definition_has_are_refused_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_configs, "MODELS", tmp_path)
+    monkeypatch.setattr(model_configs, "MODELS", tmp_path)  # where no model config is
     with pytest.raises(ValueError, match=r"state_dict\.pt: of the published FG-CROSS"):
-        load_checkpoint(PUBLISHED / "state_dict.pt")
+        load_checkpoint(checkpoint)
 
 
 def test_towers_graph_pass_and_logits_are_the_published_ones(network):
@@ -226,22 +225,18 @@ def test_evaluation_scores_the_published_sum(readable, mini):
     network, saved = integration.load_model(str(readable), "cpu")
     options = {**saved["options"], "dataset": ["mini"], "data_root": [str(mini)]}
     data = RetrievalData(options, *sources(options))
-    images = data.image_set("test", 64, LabelMap(saved["labels"]))
-    items = [images[i] for i in range(12)]
-    adjacency, degree = (
-        torch.stack([item[key] for item in items]) for key in ("adjacency", "nodes")
-    )
-    assert adjacency.any() and torch.count_nonzero(degree) > 0
-    pixels = torch.stack([item["image"] for item in items])
-    mask = torch.ones(12, 20, dtype=torch.bool)
+    [batch] = data.image_set("test", 64, LabelMap(saved["labels"])).batches(12)
+    assert batch["adjacency"].any() and batch["nodes"].any() and batch["mask"].shape == (12, 20)
     with torch.no_grad():
-        branches = network.branches(
-            network.encode_image(integration.preprocess.normalize(pixels)), degree, adjacency, mask
+        image_features, graph_features, _ = network.branches(
+            network.encode_image(preprocess.normalize(batch["image"])),
+            *(batch[key] for key in ("nodes", "adjacency", "mask")),
         )
-    expected = F.normalize(0.5 * branches[0] + 0.5 * branches[1], dim=-1)
-    captions = [text for record in data.records("test") for text in record.captions]
+    expected = F.normalize(0.5 * image_features + 0.5 * graph_features, dim=-1)
+    records = data.records("test")
+    captions = [text for record in records for text in record.captions]
+    owners = [i for i, record in enumerate(records) for _ in record.captions]
     texts = integration.encode_texts(network, captions, "cpu")
-    owners = [i for i, record in enumerate(data.records("test")) for _ in record.captions]
     assert found["mR"] == retrieval_metrics(expected, texts, owners)["mR"]
 
 

@@ -1,11 +1,12 @@
 """Precision, trained parameters, optimizer and schedule, and one step."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from backbones.model_configs import read_model_config
+from backbones.model_configs import MODELS
 from conftest import RESNET, changed, is_new, log_of, weights_of
 from dataloader import RetrievalData, sources
 from dataset.batches import TrainingSet
@@ -120,7 +121,11 @@ def test_a_step_pulls_the_temperature_back_to_its_bound(trained):
 def test_no_model_and_no_clip_mean_small():
     options = parse([])[0]
     assert options["model"] is None
-    assert start_model(options, read_label_map().lines)[1] == read_model_config("small")
+    labels = read_label_map().lines
+    content = json.loads((MODELS / "small.json").read_text(encoding="utf-8"))
+    assert start_model(options, labels)[1] == {"name": "small", **content}
+    with pytest.raises(ValueError, match="'huge'.*ViT-B-32"):
+        start_model({**options, "model": "huge"}, labels)
 
 
 def is_visual(name):

@@ -155,6 +155,10 @@ def test_the_best_on_validation_is_kept_until_patience_is_lost(run, monkeypatch,
     progress = last["state"]["progress"]
     assert (last["epoch"], progress["best_epoch"], progress["best_score"]) == (4, 2, 30.0)
     assert changed(best["weights"], last["weights"])
+    before = (folder / "last.pth").read_bytes()
+    train.main(["--resume", "--out", str(folder)])  # it stays stopped
+    assert "stopped: no better validation mR for 2 epochs\n" in capsys.readouterr().out
+    assert (folder / "last.pth").read_bytes() == before and len(log_of(folder)) == 4
 
 
 def test_a_drawn_validation_split_is_written(run, mini, tmp_path, monkeypatch):
