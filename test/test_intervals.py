@@ -141,7 +141,7 @@ OTHER = {
     "size": ({}, {"image_size": 128}),
     "LoRA": ({"train": "lora", "lora": [8, 16]}, {"train": "lora", "lora": [4, 16]}),
     "trained": ({"train": "all"}, {"train": "lora"}),
-    "10 and 11 hold no seed": ({"clip": "first-0/10.pt"}, {"clip": "first-1/11.pt"}),
+    "20 and 21 hold no seed": ({"clip": "first/20.pt"}, {"clip": "first/21.pt"}),
     "another run's seed": ({"clip": "first-1/plain.pt"}, {"clip": "first-0/plain.pt"}),
     "another start": ({"clip": "first-0/plain.pt"}, {"clip": "second-1/plain.pt"}),
     "names": ({"clip": "ViT-B/0"}, {"clip": "ViT-B/1"}),

@@ -7,7 +7,7 @@ import pytest
 
 from metrics import ranks
 from metrics.queries import query_rows
-from metrics.ranks import Ranks, retrieval
+from metrics.ranks import Ranks, per_image, retrieval
 
 IMAGES = 6
 OWNERS = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5])  # the image of each text
@@ -93,6 +93,17 @@ def test_distinct_texts_equal_repeated_columns(kind):
     distinct = retrieval(scores, OWNERS, distinct_of_text).ranks()
     for found, expected in zip(distinct, repeated, strict=True):
         assert all(map(np.array_equal, found, expected))
+
+
+def test_the_table_by_image_of_a_hand_ranked_example():
+    scores = [[0.9, 0.9, 0.8], [0.7, 0.6, 0.5]]
+    # Image 0: its text ties with another's. Image 1 is second. Texts: first, second, second.
+    assert per_image(retrieval(scores, [0, 1, 1]), ["a", "b"], ks=(1, 2)) == {
+        "names": ["a", "b"],
+        "captions": [1, 2],
+        "image_to_text": {"R@1": [0.5, 0.0], "R@2": [1.0, 1.0]},
+        "text_to_image": {"R@1": [1.0, 0.0], "R@2": [1.0, 2.0]},
+    }
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
