@@ -176,11 +176,9 @@ def test_features_train_as_frozen_towers_do(run, cache, started, monkeypatch, vi
 
 def test_a_validation_of_features_is_that_of_the_checkpoint(run, cache):
     folder = run("--train", "graph", "--epochs", "2", *cache)
-    for name, line in (("best_model.pth", None), ("last.pth", -1)):
-        checkpoint = ["--checkpoint", str(folder / name), "--split", "val", "--device", "cpu"]
-        [found] = evaluate.main([*checkpoint, "--batch-size", "8"])
-        scores = [entry["val_mR"] for entry in log_of(folder)]
-        assert found["mR"] == pytest.approx(max(scores) if line is None else scores[line], abs=1e-6)
+    checkpoint = ["--checkpoint", str(folder / "last.pth"), "--split", "val", "--device", "cpu"]
+    [found] = evaluate.main([*checkpoint, "--batch-size", "8"])
+    assert found["mR"] == pytest.approx(log_of(folder)[-1]["val_mR"], abs=1e-6)
 
 
 def test_augmented_images_have_no_features(read, data):

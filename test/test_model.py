@@ -75,13 +75,6 @@ def pair(network, image, graph, text):
 
 
 @torch.no_grad()
-def unit_branches(network, image, graph):
-    """CLIP, graph and fused features, each of unit length."""
-    branches = network.branches(network.encode_image(image), *graph)
-    return [F.normalize(part, dim=-1) for part in branches]
-
-
-@torch.no_grad()
 def embed(network, image, graph):
     """The images' fused embeddings, as the model gives them."""
     return network.branches(network.encode_image(image), *graph)[2]
@@ -92,24 +85,6 @@ def largest(a, b):
 
 
 # ------------------------------------------------------------------ graph convolution
-
-
-def test_gcn_equals_pytorch_geometric(device):
-    torch.manual_seed(0)
-    dense, sparse = GCNConv(16, 24).to(device), SparseGCNConv(16, 24).to(device)
-    nn.init.normal_(dense.bias)
-    sparse.load_state_dict(dense.state_dict())
-    _, adjacency, mask = graphs(COUNTS, device)
-    x = torch.randn(len(COUNTS), MAX_OBJECTS, 16, device=device)
-    with torch.no_grad():
-        found = dense(x, adjacency, mask)
-        for i, count in enumerate(COUNTS):
-            edges = adjacency[i, :count, :count].nonzero().T  # (2, edges)
-            weights = adjacency[i][tuple(edges)]
-            expected = sparse(x[i, :count], edges, weights)
-            torch.testing.assert_close(
-                found[i, :count], expected, rtol=0, atol=TOLERANCE[device.type]
-            )
 
 
 def test_gcn_of_two_hand_computed_objects():
@@ -127,6 +102,45 @@ def test_gcn_of_two_hand_computed_objects():
 # ------------------------------------------------------------------ an image's own embedding
 
 
+@torch.no_grad()
+def plain_graph_features(network, nodes, adjacency):
+    """The graph's features (E) of one image without padding, by PyTorch Geometric's layers."""
+    edges = adjacency.nonzero().T  # (2, edges)
+    x = network.node_projection(nodes)
+    for dense in (network.gcn1, network.gcn2, network.gcn3):
+        sparse = SparseGCNConv(*dense.lin.weight.shape).to(x.device)
+        sparse.load_state_dict(dense.state_dict())
+        x = F.relu(sparse(x, edges, adjacency[tuple(edges)]))
+    return network.mlp(x.sum(dim=0))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_embeddings_equal_a_plain_computation_of_each_image(random_model, device, fusion):
+    network = random_model(fusion=fusion, image_encoder_ratio=(0.2, 0.6)).to(device)
+    image = pixels(len(COUNTS), device)
+    nodes, adjacency, mask = graphs(COUNTS, device, shuffled=True)
+    both = mask[:, :, None] & mask[:, None, :]  # (B, N, N)
+    padded = torch.where(mask[..., None], nodes, 7.0), torch.where(both, adjacency, 0.5), mask
+    with torch.no_grad():
+        encoded = network.encode_image(image)
+        image_features, graph_features, fused = network.branches(encoded, *padded)
+    for i, own in enumerate(mask):
+        a = F.normalize(image_features[i], dim=0)
+        if i == WITHOUT:
+            assert torch.equal(fused[i], a) and not graph_features[i].any()
+            continue
+        vector = plain_graph_features(network, nodes[i, own], adjacency[i][own][:, own])
+        assert largest(graph_features[i], vector) <= 10 * TOLERANCE[device.type]
+        b = F.normalize(vector, dim=0)
+        weights = 0.2, 0.6
+        if fusion == "gate":
+            share = torch.sigmoid(network.gate(torch.cat([a, b])))
+            weights = 1 - share, share
+        expected = F.normalize(weights[0] * a + weights[1] * b, dim=0)
+        assert largest(fused[i], expected) <= TOLERANCE[device.type]
+        assert largest(fused[i], a) > 1e-3
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_batch_mates_size_and_order_change_nothing(random_model, device, fusion):
     network = random_model(fusion=fusion).to(device)
@@ -139,94 +153,19 @@ def test_batch_mates_size_and_order_change_nothing(random_model, device, fusion)
     assert torch.pdist(together).min() > 1e-3
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_order_of_objects_and_padding_change_nothing(random_model, device, fusion):
-    network = random_model(fusion=fusion).to(device)
-    image = pixels(len(COUNTS), device)
-    nodes, adjacency, mask = graphs(COUNTS, device)
-    both = mask[:, :, None] & mask[:, None, :]  # (B, N, N)
-    filled = torch.where(mask[..., None], nodes, 7.0), torch.where(both, adjacency, 0.5), mask
-    shuffled = graphs(COUNTS, device, shuffled=True)
-    wide = graphs(COUNTS, device, max_objects=50)
-    usual = embed(network, image, (nodes, adjacency, mask))
-    for graph in (filled, shuffled, wide):
-        assert largest(usual, embed(network, image, graph)) <= TOLERANCE[device.type]
-
-
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_exchanged_graphs_change_their_images_and_no_other(random_model, device, fusion):
-    network = random_model(fusion=fusion).to(device)
-    image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
-    before = embed(network, image, graph)
-    after = embed(network, image, [part[[2, 1, 0, 3, 4]] for part in graph])
-    change = (before - after).abs().amax(dim=-1)
-    assert change[[0, 2]].min() > 1e-3
-    assert change[[1, 3, 4]].max() <= TOLERANCE[device.type]
-
-
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_edges_change_embeddings(random_model, fusion):
-    network, image = random_model(fusion=fusion), pixels(len(COUNTS))
-    nodes, adjacency, mask = graphs(COUNTS)
-    with_edges = embed(network, image, (nodes, adjacency, mask))
-    change = with_edges - embed(network, image, (nodes, 0 * adjacency, mask))
-    linked = torch.tensor([count > 1 for count in COUNTS])
-    assert change.abs().amax(dim=-1)[linked].min() > 1e-4
-    assert change[~linked].abs().max() <= 1e-6
-
-
-def test_the_number_of_like_objects_counts(random_model):
-    network, image = random_model(), pixels(1)
-    embeddings = []
-    for count in (2, 4):  # all of them alike, so that their mean is the same
-        class_ids, boxes = np.zeros(count, int), np.tile([[9, 9, 5, 5, 0, 0.5]], (count, 1))
-        arrays = arrays_from_boxes(class_ids, boxes, (640, 480), MAX_OBJECTS, len(LABELS))
-        graph = [torch.from_numpy(part)[None] for part in arrays[:3]]
-        embeddings.append(embed(network, image, graph))
-    assert largest(*embeddings) > 1e-3
-
-
 # ------------------------------------------------------------------ fusion
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_an_image_without_objects_keeps_its_clip_embedding(random_model, device, fusion):
-    network = random_model(fusion=fusion, image_encoder_ratio=(0.3, 0.9)).to(device)
-    image, graph = pixels(len(COUNTS), device), graphs(COUNTS, device)
-    image_features, graph_features, fused = network.branches(network.encode_image(image), *graph)
-    pure = F.normalize(image_features, dim=-1)
-    assert torch.equal(fused[WITHOUT], pure[WITHOUT])
-    others = [i for i, count in enumerate(COUNTS) if count]
-    assert (fused - pure)[others].abs().amax(dim=-1).min() > 1e-3
-    norms = graph_features.norm(dim=-1)
-    assert norms[WITHOUT] == 0 and norms[others].min() > 1e-3
-    fused.sum().backward()  # a norm of zero must not give NaN
+def test_an_image_without_objects_has_gradients_without_nan(random_model, device, fusion):
+    network = random_model(fusion=fusion).to(device)
+    embeddings = network.branches(
+        network.encode_image(pixels(len(COUNTS), device)), *graphs(COUNTS, device)
+    )[2]
+    embeddings.sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
     assert network.mlp[2].bias.grad.any()
-
-
-def test_sum_weighs_the_branches_by_the_ratio(random_model):
-    image, graph = pixels(len(COUNTS)), graphs(COUNTS)
-    for ratio in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.2, 0.6)):
-        network = random_model(image_encoder_ratio=ratio)
-        image_features, graph_features, fused = unit_branches(network, image, graph)
-        expected = F.normalize(ratio[0] * image_features + ratio[1] * graph_features, dim=-1)
-        expected[WITHOUT] = image_features[WITHOUT]
-        assert largest(fused, expected) <= 1e-6
-
-
-def test_the_gate_differs_between_images(random_model):
-    network = random_model(fusion="gate")
-    nn.init.normal_(network.gate.weight)
-    a, b, fused = unit_branches(network, pixels(len(COUNTS)), graphs(COUNTS))
-    # Fused is (1 - s) a + s b at unit length: its products with a and b give s / (1 - s).
-    c, with_a, with_b = (a * b).sum(-1), (fused * a).sum(-1), (fused * b).sum(-1)
-    odds = (with_b - c * with_a) / (with_a - c * with_b)
-    expected = network.gate(torch.cat([a, b], dim=-1))[:, 0].exp()
-    others = [i for i, count in enumerate(COUNTS) if count]
-    torch.testing.assert_close(odds[others], expected[others], rtol=1e-3, atol=0)
-    assert odds[others].log().std() > 0.1
 
 
 def test_without_graph_the_model_is_clip(random_model, tiny_model_config, device):

@@ -138,17 +138,10 @@ def test_edges_and_their_weights_count_as_published(network):
 # ------------------------------------------------------------------ what is wrong with it
 
 
-def test_every_image_of_a_batch_gets_the_same_graph_vector(network, tiny_model):
+def test_all_images_of_a_batch_get_one_graph_vector_that_changes_with_the_batch(network):
     published = network.encode_graph(*graph())
     assert torch.equal(published, published[:1].expand(8, -1))
     assert len({matrix.numpy().tobytes() for matrix in output("degree")}) > 1  # though they differ
-    ours = tiny_model()
-    nodes = torch.randn(8, 20, ours.node_projection.in_features)
-    vectors = ours.encode_graph(nodes, torch.zeros(8, 20, 20), torch.ones(8, 20).bool())
-    assert torch.pdist(vectors).min() > 1e-3
-
-
-def test_batch_mates_change_an_image(network):
     pair, together = fused(network, *graph(), images=2), fused(network, *graph())
     assert (pair - together[:2]).abs().max() > 100 * TOLERANCE
 
@@ -255,9 +248,7 @@ def test_models_of_other_graphs_do_not_share_images(readable, mini, run, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:unknown label")
-def test_the_published_model_trains_and_is_measured(run):
-    folder = run("--graph", "published", "--epochs", "2")
-    network, saved = load_checkpoint(folder / "best_model.pth")
+def test_the_published_model_trains(run):
+    network, saved = load_checkpoint(run("--graph", "published") / "best_model.pth")
     assert isinstance(network, model.PublishedFGCross) and saved["labels"] == [*PUBLISHED_LABELS]
-    [found] = evaluate.main(["--checkpoint", str(folder / "best_model.pth"), "--device", "cpu"])
-    assert found["training_options"]["graph"] == "published"
+    assert saved["options"]["graph"] == "published"

@@ -161,20 +161,13 @@ def test_the_best_on_validation_is_kept_until_patience_is_lost(run, monkeypatch,
     assert (folder / "last.pth").read_bytes() == before and len(log_of(folder)) == 4
 
 
-def test_a_drawn_validation_split_is_written(run, mini, tmp_path, monkeypatch):
-    shipped = tmp_path / "shipped"  # the same data set without its validation split
-    shipped.mkdir()
-    for name in ("images", "det_json", "train_filename.txt", "train_caps.txt"):
-        (shipped / name).symlink_to(mini / name)
-    monkeypatch.setattr("dataloader.VAL_FRACTION", 0.5)  # R@10 needs ten images
-    folder = run("--data-root", str(shipped), "--seed", "5")
+def test_a_drawn_validation_split_is_written(run):
+    folder = run("--dev-images", "10", "--seed", "5")
     drawn = json.loads((folder / "split.json").read_text(encoding="utf-8"))["mini"]
-    names = [record.name for record in read_annotations(shipped).splits["train"]]
-    assert len(drawn["train"]) == len(drawn["val"]) == 12
-    assert sorted(drawn["train"] + drawn["val"]) == sorted(names)
     options = load_checkpoint(folder / "last.pth")[1]["options"]
     data = RetrievalData(options, *sources(options))
-    assert drawn == {s: [record.name for record in data.records(s)] for s in ("train", "val")}
+    assert len(drawn["train"]) == 14 and len(drawn["dev"]) == 10
+    assert drawn == {s: [record.name for record in data.records(s)] for s in ("train", "dev")}
 
 
 def test_a_plot_is_drawn_after_every_epoch_and_needs_matplotlib(run, monkeypatch):
