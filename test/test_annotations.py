@@ -173,9 +173,10 @@ def test_a_template_is_applied_after_cleaning_and_never_to_nothing(tmp_path):
     assert found.blank == ["train_caps.txt: line 2"] and found.empty == ["b.tif"]
 
 
-@pytest.mark.parametrize("template", ["", "a photo", "{} and {}", "{0}", "{{}}", "{} {", "{x} {}"])
+@pytest.mark.parametrize(
+    "template", ["", "a photo", "{} and {}", "{0}", "{{}}", "{} {", "{} }", "{x} {}"]
+)
 def test_a_template_without_exactly_one_place_is_an_error(tmp_path, template):
-    write_lists(tmp_path, "train", ["a.tif"], [" "])
     assert "exactly one {}" in error_of(tmp_path, "auto", "none", template)
     assert "'lower': expected one of none, pir" in error_of(tmp_path, "auto", "lower")
 
@@ -328,11 +329,12 @@ PIR_LIST = "expected a list of images with captions"
     ],
 )
 def test_malformed_json_is_an_error_with_file_and_field(tmp_path, name, content, place):
-    if name == "x_test.json":
-        write_pir(tmp_path, "train", [("a.tif", "one")])
-    write_json(tmp_path / name, content)
     if isinstance(content, str):  # cut short
         (tmp_path / name).write_text(content, encoding="utf-8")
+    else:
+        if name == "x_test.json":
+            write_pir(tmp_path, "train", [("a.tif", "one")])
+        write_json(tmp_path / name, content)
     assert error_of(tmp_path).startswith(f"{tmp_path / name}: {place}")
 
 
@@ -396,6 +398,7 @@ def records_of(count):
 def test_nothing_is_drawn_where_val_is_shipped_or_train_is_not(splits):
     shipped = Annotations(splits, "here", [], [])
     assert with_validation(shipped, 0.1, 0) == (shipped, None)
+    assert with_validation(shipped, 0.1, 0, dev_images=20) == (shipped, None)
 
 
 def test_a_drawn_validation_split_is_seeded_and_by_image():

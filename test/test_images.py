@@ -96,6 +96,7 @@ MATCHES = {  # detection files, then each image's
     ),
     "no file": (("port",), {"dam.tif": None, "report.tif": None}),
     "no folder": ((), {"port.tif": None}),
+    "two of one path without a file": (("dam",), {"port.tif": None, "port.png": None}),
 }
 
 
@@ -178,6 +179,7 @@ REFUSED = {
     "cut.jpg": (encoded(NOISE, "jpeg")[:9000], "not readable"),
     "grey.png": (encoded(GREY_16, "png"), "mode I;16; convert it to 8 bits a channel"),
     "grey.tif": (encoded(GREY_16, "tiff"), "mode I;16"),
+    "float.tif": (encoded(np.ones((4, 4), np.float32), "tiff"), "mode F"),
     "colour.png": (deep_png(), "mode RGB"),
     "colour.tif": (deep_tiff(), "mode RGB"),
 }
@@ -202,3 +204,10 @@ def test_eight_bit_images_become_rgb(tmp_path, mode):
     image = images.open_image(path)
     assert image.mode == "RGB" and image.size == (5, 4)
     assert image.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_content_is_size_and_pixels():
+    wide = Image.new("RGB", (8, 2))
+    assert images.content_hash(wide) == images.content_hash(Image.new("RGB", (8, 2)))
+    assert images.content_hash(wide) != images.content_hash(Image.new("RGB", (4, 4)))
+    assert images.content_hash(wide) != images.content_hash(Image.new("RGB", (8, 2), (0, 0, 1)))

@@ -13,7 +13,7 @@ from options import AUGMENTATIONS, default_options
 
 ONE = {
     "train": {"a": ("a ship", "Two "), "b": ("a road",), "c": ("a Lake", "a pond"), "d": ("x",)},
-    "val": {"i": ("eight",)},
+    "val": {"i": ("a shore",)},
     "test": {"t": ("a lake", "a pier"), "u": ("A POND",)},
 }
 TWO = {
@@ -162,3 +162,5 @@ def test_beside_a_dev_split_val_is_held_out_too(pair):
     for name, reasons in naive(data_sets, ("test", "val")).items():
         assert reasons.items() <= left_out[name].items()
     assert joint(pair)[3] == {"one": NOTHING, "two": NOTHING}
+    left_out = joint(pair, dev_images=1, drop_test_captions=True)[3]
+    assert "b" in left_out["two"]["no_caption_left"]  # "a shore" is in the first one's val
