@@ -32,4 +32,5 @@ check: test
 	$(MAKE) demo
 
 clean:
-	rm -rf $(VENV) data/scenes models/*.pth models/log.jsonl
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	if [ -f data/scenes/scenes.json ]; then rm -rf data/scenes; fi

@@ -10,6 +10,11 @@ down), the score lies in [0, 1]. `det_json/README.md` is the full description.
 Sizes in the shapes below: N objects (padded), F node features, K labels, "other" included.
 """
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("V_Graph", __doc__)  # before slow packages are imported
+
 import itertools
 import math
 from pathlib import Path
@@ -20,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from det_formats.det_json import LABELS, load_detections, read_label_map
-from options import MAX_OBJECTS, parse_options
+from options import MAX_OBJECTS, parse_options, run
 
 GEOMETRY = 7  # columns of node features after the K label columns
 
@@ -292,4 +297,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,6 +8,11 @@ Captions are the same if they are the same string. A ceiling is the best text-to
 repeated captions allow: all rows of a text get one order of images, and K images serve their own.
 """
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("audit", __doc__)  # before torch is imported, which takes seconds
+
 import json
 import os
 import warnings
@@ -25,7 +30,7 @@ from dataset import images
 from dataset.annotations import read_annotations
 from det_formats.det_json import LABELS, load_detections, read_label_map
 from metrics.ranks import KS
-from options import MAX_OBJECTS, parse_options
+from options import MAX_OBJECTS, parse_options, run
 
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     "blank_captions",
@@ -447,4 +452,4 @@ def audit_source(options):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,7 +10,21 @@
 The module shadows the PyPI package of the same name: run from the root of this project.
 """
 
-import argparse
+from options import Parser, add_options
+
+
+def parse(arguments=None):
+    """The options of `clip.py export`."""
+    parser = Parser(description="Write a CLIP for other programs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("export", help="the CLIP part of a checkpoint, adapters merged")
+    add_options(command, "export")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before torch is imported, which takes seconds
+
 import shlex
 from pathlib import Path
 
@@ -20,7 +34,7 @@ from backbones.model_configs import resized
 from backbones.preprocess import preprocess
 from backbones.towers import ACTIVATIONS, CLIP
 from model import NEW_LAYERS, is_checkpoint, load_checkpoint
-from options import add_options
+from options import run
 from simple_tokenizer import tokenize
 
 __all__ = ["available_models", "export", "load", "preprocess", "tokenize"]
@@ -142,11 +156,7 @@ def export(checkpoint, out, naming="open_clip", activation=None):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Write a CLIP for other programs.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("export", help="the CLIP part of a checkpoint, adapters merged")
-    add_options(command, "export")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     out, naming = options.out, options.naming
     model_config = export(options.checkpoint, out, naming, options.activation)
     print(f"{out}: the CLIP of {options.checkpoint}, activation {model_config['activation']}")
@@ -154,4 +164,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

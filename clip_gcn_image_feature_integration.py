@@ -8,6 +8,11 @@ that every image got its own graph, that an image without objects keeps its CLIP
 that no embedding depends on its batch mates, and exits with 1 where one of these fails.
 """
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("clip_gcn", __doc__)  # before torch is imported, which takes seconds
+
 import copy
 import sys
 from pathlib import Path
@@ -25,8 +30,8 @@ from backbones import preprocess
 from dataset.batches import ImageSet, require_readable, trim
 from dataset.images import is_image, match_detections
 from det_formats.det_json import LabelMap, read_label_map
-from model import build, is_checkpoint, load_checkpoint
-from options import default_options, parse_options
+from model import build, is_checkpoint, latest_checkpoint, load_checkpoint
+from options import default_options, parse_options, run
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
 
@@ -235,7 +240,8 @@ def load_images(paths, names, det_json, checkpoint):
 def main(arguments=None):
     options = parse_options("clip_gcn", __doc__, arguments)
     device = pick_device(options.device)
-    model, checkpoint = load_model(options.checkpoint, device, options.activation)
+    name = options.checkpoint or latest_checkpoint()
+    model, checkpoint = load_model(name, device, options.activation)
     paths = sorted(path for path in SAMPLES.iterdir() if is_image(path))
     names = [path.name for path in paths]
     images = load_images(paths, names, SAMPLES.parent / "det_json", checkpoint)
@@ -262,4 +268,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(lambda: sys.exit(main()))

@@ -68,9 +68,18 @@ def det_json_folder(source):
     return folder
 
 
+def prepare(source):
+    """Generate the synthetic scenes where a Source names them and they are not there yet."""
+    if source.name == "scenes" and not scenes.is_complete(source.root):
+        scenes.generate(source.root)
+
+
 def read_data_sets(options):
     """A RetrievalData for each data set that the options name, reported."""
-    data_sets = [RetrievalData(options, source) for source in sources(options)]
+    data_sets = []
+    for source in sources(options):
+        prepare(source)
+        data_sets.append(RetrievalData(options, source))
     for data in data_sets:
         data.report()
     return data_sets
@@ -95,8 +104,6 @@ class RetrievalData:
         self.options = options
         self.name = source.name
         self.root = source.root
-        if self.name == "scenes":
-            scenes.generate(self.root)
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; check --data-root")
         det_json = det_json_folder(source)

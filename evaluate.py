@@ -1,6 +1,6 @@
 """Measure checkpoints on data sets by the field's protocol of retrieval.
 
-    python evaluate.py                                          # models/best_model.pth, test split
+    python evaluate.py                                          # the latest run, test split
     python evaluate.py --checkpoint A.pth B.pth --dataset ucm rsicd --data-root U R --json out.json
     python evaluate.py --checkpoint ViT-B/32 --dataset ucm --data-root U --ranks r.csv --html r.html
     python evaluate.py --compare a.json b.json                  # how two result files differ
@@ -14,6 +14,11 @@ its own.
 The module shadows the PyPI package of the same name: run from the root of this project.
 Sizes in the shapes below: T captions, D the embedding width.
 """
+
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("evaluate", __doc__)  # before torch is imported, which takes seconds
 
 import hashlib
 import shlex
@@ -32,6 +37,7 @@ from clip_gcn_image_feature_integration import (
     warn_of_scenes,
 )
 from dataloader import RetrievalData, sources
+from dataloader import prepare as prepare_source
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
 from metrics.intervals import bootstrap, compare
@@ -40,7 +46,8 @@ from metrics.protocol import from_features, measure
 from metrics.queries import query_rows, top_items, worst_and_best
 from metrics.ranks import KS, per_image
 from metrics.tables import comparison, read_results, table, write_ranks, write_results
-from options import DATA, FREE, parse_options
+from model import latest_checkpoint
+from options import DATA, FREE, parse_options, run
 
 # ------------------------------------------------------------------ a model on a split
 
@@ -150,6 +157,7 @@ def prepare(options, given, load):
         if any(source.name != "scenes" for source in named):
             warn_of_scenes(saved)
         for source in named:
+            prepare_source(source)
             data = RetrievalData(options_of_one(data_options, source), source)
             place = data.name, data.annotations.origin
             if place not in reported:
@@ -227,20 +235,22 @@ def _result(job, saved, options, given, found):
     }
 
 
-def _write_html(path, job, split, result, found, queries):
-    """Write a result's worst and best queries, each with its top items, to --html."""
+def _page_arguments(job, split, result, found, queries):
+    """What `write_page` takes: a result's worst and best queries, each with its top items."""
     captions = captions_of(job.data.records(split))
     chosen = worst_and_best(queries)
     for own in chosen.values():
         for query in own:
             query["items"] = top_items(found, captions, query["direction"], query["query"])
     files, detections, _ = job.data.files(split)
-    write_page(path, result, chosen, files, detections)
+    return result, chosen, files, detections
 
 
 def parse(arguments=None):
     """(this script's options, the data's, which are None where the checkpoint's shall hold)."""
     options = parse_options("evaluate", __doc__, arguments, unset=DATA)
+    if options.checkpoint is None and not options.compare:
+        options.checkpoint = [latest_checkpoint()]
     return options, {name: getattr(options, name) for name in DATA}
 
 
@@ -270,7 +280,7 @@ def main(arguments=None):
     def load(checkpoint):
         return load_model(checkpoint, device, options.activation)
 
-    results, rows = [], []
+    results, rows, page = [], [], None
     for job in prepare(options, given, load):
         model, saved = load(job.checkpoint)
         records = job.data.records(options.split)
@@ -289,20 +299,33 @@ def main(arguments=None):
             queries = query_rows(found, result["per_image"]["names"], captions_of(records))
             for query in queries:
                 rows.append({"checkpoint": job.checkpoint, "dataset": job.data.name, **query})
-            if options.html:
-                _write_html(options.html, job, options.split, result, found, queries)
-    print(table(results, FREE))
-    if options.json:
-        words = sys.argv[1:] if arguments is None else arguments
-        write_results(options.json, shlex.join(["python", "evaluate.py", *words]), results)
-    if options.ranks:
-        further = ("checkpoint", "dataset") if len(results) > 1 else ()
-        write_ranks(options.ranks, rows, further)
-    for path in (options.json, options.ranks, options.html):
+            page = _page_arguments(job, options.split, result, found, queries)
+    print(table(results, FREE), flush=True)  # before a file is written: one may fail
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "evaluate.py", *words])
+    further = ("checkpoint", "dataset") if len(results) > 1 else ()
+    problems = []
+    for path, write, content in (
+        (options.json, write_results, (command, results)),
+        (options.ranks, write_ranks, (rows, further)),
+        (options.html, write_page, page),
+    ):
         if path:
-            print(f"written to {path}")
+            problems += _written(path, write, content)
+    if problems:
+        raise OSError("; ".join(problems))
     return results
 
 
+def _written(path, write, content):
+    """Write a file by write(path, *content) and say so; a list of what went wrong."""
+    try:
+        write(path, *content)
+    except (OSError, ValueError) as error:
+        return [f"{path}: not written ({error})"]
+    print(f"written to {path}")
+    return []
+
+
 if __name__ == "__main__":
-    main()
+    run(main)

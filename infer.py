@@ -8,6 +8,11 @@ Prints the cosine of every image's fused and every sentence's text embedding, se
 the best image of each sentence marked, and a legend.
 """
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("infer", __doc__)  # before torch is imported, which takes seconds
+
 import csv
 import glob
 import json
@@ -27,7 +32,8 @@ from clip_gcn_image_feature_integration import (
 )
 from dataset.annotations import prepared, read_text
 from dataset.images import is_image
-from options import parse_options
+from model import latest_checkpoint
+from options import parse_options, run
 
 WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
 
@@ -148,7 +154,8 @@ def write_csv(path, scores, names, queries):
 def main(arguments=None):
     options = parse_options("infer", __doc__, arguments)
     device = pick_device(options.device)
-    model, checkpoint = load_model(options.checkpoint, device, options.activation)
+    name = options.checkpoint or latest_checkpoint()
+    model, checkpoint = load_model(name, device, options.activation)
     det_json = options.det_json
     if options.images:
         warn_of_scenes(checkpoint)
@@ -162,7 +169,7 @@ def main(arguments=None):
     texts = prepare(queries, checkpoint["options"])
     scores = encode_texts(model, texts, device) @ image_features.T  # (queries, images)
     if not torch.isfinite(scores).all():
-        raise ValueError(f"{options.checkpoint}: the model gives scores that are not finite")
+        raise ValueError(f"{name}: the model gives scores that are not finite")
 
     if options.images:
         names = [Path(path).as_posix() for path in paths]  # as they were given
@@ -184,4 +191,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -193,6 +193,21 @@ def save_checkpoint(path, model, model_config, labels, options, **state):
         torch.save(content, file)
 
 
+def latest_checkpoint(runs="runs"):
+    """The path of the model that was written last below a folder of runs; says which it is.
+
+    Raises ValueError where there is none.
+    """
+    found = sorted(Path(runs).glob("*/best_model.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(
+            f"{runs}/: no run with a model; train one first (python train.py), or name a model "
+            "with --checkpoint"
+        )
+    print(f"checkpoint of the latest run: {found[-1]}")
+    return str(found[-1])
+
+
 def is_checkpoint(path):
     """Whether a file holds what `load_checkpoint` takes, whatever its format."""
     try:

@@ -2,12 +2,17 @@
 
     python train.py --help      # the options of one script, in groups
 
-A root file because all scripts share it. It imports nothing of the project, so that it can stand
-below everything. To add an option, add a row to OPTIONS; what contradicts what is in
-`check_training`.
+A root file because all scripts share it. It imports nothing of the project and nothing slow, so
+that it can stand below everything, and answers --help and mistyped options at once. To add an
+option, add a row to OPTIONS: its bounds and what it goes with are checked and shown in the help.
+
+`run` ends a script: a mistake of the user's is one line that begins with `error:`.
 """
 
 import argparse
+import math
+import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +29,9 @@ TRAINED = ("all", "image", "text", "graph", "lora")
 
 LORA = (8, 16, 0.0)  # rank, alpha, dropout
 MAX_OBJECTS = 20  # of an image that its graph holds; as published
-BEST = "models/best_model.pth"  # what train.py writes where no --out is given
+
+GIVEN = object()  # in `only`: any value, as long as the other option is given
+WITH_GRAPH = {"graph": ("object", "published")}
 
 GROUPS = ("data", "training data", "model", "loss", "training", "run", "device", "input", "output")
 
@@ -36,7 +43,10 @@ class Option(NamedTuple):
     scripts: tuple  # which scripts have it
     group: str  # its heading in --help
     settings: dict  # of argparse: help, default, type, nargs, choices, metavar, action, required
-    least: float | None  # the smallest number that makes sense
+    least: float  # the smallest number that makes sense
+    most: float  # and the largest
+    above: float  # the number has to be larger than this
+    only: dict  # {name of another option: values for which this one does anything}
     free: bool  # whether it may differ when a run is resumed: it changes no result
 
     @property
@@ -45,9 +55,37 @@ class Option(NamedTuple):
         return self.flag.removeprefix("--").replace("-", "_")
 
 
-def option(flag, scripts, group, least=None, free=False, **settings):
+def option(
+    flag,
+    scripts,
+    group,
+    least=-math.inf,
+    most=math.inf,
+    above=-math.inf,
+    only=None,
+    free=False,
+    **settings,
+):
     """A row of OPTIONS; scripts: their names with spaces between."""
-    return Option(flag, tuple(scripts.split()), group, settings, least, free)
+    scripts = tuple(scripts.split())
+    return Option(flag, scripts, group, settings, least, most, above, only or {}, free)
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def _condition(name, values):
+    """An entry of `only` as a user would type it: --loss hinge|hinge-max."""
+    return _flag(name) if values is GIVEN else f"{_flag(name)} {'|'.join(values)}"
+
+
+def number(text):
+    """An argparse type: a number that is neither infinite nor "nan"."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
+    return value
 
 
 def output_path(path):
@@ -73,9 +111,10 @@ OPTIONS = (
            help='around every caption: "a satellite photo of {}"'),
     option("--dev-images", "train evaluate", "data", least=0, type=int, default=0,
            help="validate on so many images drawn from train, keeping the shipped val unseen"),
-    option("--graph-control", "train evaluate", "data", choices=("own", "exchanged", "no-edges"),
+    option("--graph-control", "train evaluate", "data", only=WITH_GRAPH,
+           choices=("own", "exchanged", "no-edges"),
            default="own", help="for control experiments: another image's graph, or no edges"),
-    option("--cache-gb", "train evaluate", "data", free=True, type=float, default=4,
+    option("--cache-gb", "train evaluate", "data", least=0, free=True, type=number, default=4,
            help="RAM for a split's images, else a file"),
     option("--cache-dir", "train evaluate", "data", free=True,
            help="folder of that file; default below your user's cache"),
@@ -83,7 +122,8 @@ OPTIONS = (
            help="loader processes; raise where a GPU waits"),
     option("--augment", "train", "training data", nargs="*", choices=AUGMENTATIONS,
            help="default all; scenes none, since sentences say left of"),
-    option("--drop-graphs", "train", "training data", type=float, default=0.1,
+    option("--drop-graphs", "train", "training data", least=0, most=1,
+           only=WITH_GRAPH, type=number, default=0.1,
            help="share of images shown without graph, so that CLIP's branch stands alone"),
     option("--drop-test-captions", "train", "training data", action="store_true",
            help="leave out training captions that are found in a test split"),
@@ -92,44 +132,52 @@ OPTIONS = (
            help="model config in models/ to train from scratch; default small"),
     option("--graph", "train", "model", choices=GRAPHS, default="object",
            help="none: a plain CLIP; published: the published pass, for comparison only"),
-    option("--fusion", "train", "model", choices=("sum", "gate"), default="sum",
+    option("--fusion", "train", "model", only={"graph": ("object",)},
+           choices=("sum", "gate"), default="sum",
            help="gate: learned, per image"),
-    option("--image-encoder-ratio", "train", "model", type=float, nargs=2, default=(0.5, 0.5),
+    option("--image-encoder-ratio", "train", "model", least=0,
+           only={**WITH_GRAPH, "fusion": ("sum",)}, type=number, nargs=2, default=(0.5, 0.5),
            metavar=("CLIP", "GRAPH"), help="weights of the branches in --fusion sum"),
-    option("--labels", "train audit V_Graph", "model",
+    option("--labels", "train audit V_Graph", "model", only={"graph": ("object",)},
            help="labels of the detections, a label and its aliases a line; default "
                 "det_json/labels.txt"),
-    option("--max-objects", "train audit V_Graph", "model", type=int, default=MAX_OBJECTS,
+    option("--max-objects", "train audit V_Graph", "model", least=1,
+           only={"graph": ("object",)}, type=int, default=MAX_OBJECTS,
            help="objects that a graph holds; raise for crowded images"),
     option("--loss", "train", "loss", choices=LOSSES, default="infonce",
            help="hinge: as published; hinge-max: hardest negative only (VSE++'s max violation)"),
-    option("--margin", "train", "loss", type=float, default=0.2, help="of the hinge, in cosine"),
+    option("--margin", "train", "loss", above=0, only={"loss": ("hinge", "hinge-max")},
+           type=number, default=0.2, help="of the hinge, in cosine"),
     # ------------------------------------------------------------------ training
     option("--clip", "train", "training",
            help="pretrained start, a name or file for clip.load; else from scratch"),
-    option("--image-size", "train", "training", type=int,
+    option("--image-size", "train", "training", least=1, type=int,
            help="pixels a side, if not the model config's or the weights'"),
     option("--train", "train", "training", choices=TRAINED, default="all",
            help="towers to train; new layers always do"),
-    option("--lora", "train", "training", type=float, nargs=3, default=LORA,
+    option("--lora", "train", "training", least=0, only={"train": ("lora",)},
+           type=number, nargs=3, default=LORA,
            metavar=("RANK", "ALPHA", "DROPOUT"), help="adapters of --train lora"),
     option("--epochs", "train", "training", least=1, type=int, default=20,
            help="more help while validation still improves"),
-    option("--lr", "train", "training", type=float,
+    option("--lr", "train", "training", above=0, only={"clip": GIVEN}, type=number,
            help="of pretrained layers; default 1e-5, of --train lora 2e-4"),
-    option("--lr-new", "train", "training", type=float, default=2e-3,
+    option("--lr-new", "train", "training", above=0, type=number, default=2e-3,
            help="of new layers: all of them without --clip"),
-    option("--weight-decay", "train", "training", type=float, default=0.1,
+    option("--weight-decay", "train", "training", least=0, type=number, default=0.1,
            help="of matrices, not of biases and norms"),
     option("--precision", "train", "training", choices=PRECISIONS,
            help="default fp32, on CUDA half"),
-    option("--patience", "train", "training", type=int, default=10,
+    option("--patience", "train", "training", least=1, type=int, default=10,
            help="epochs without a better validation mR"),
     option("--seed", "train", "training", least=0, type=int, default=0,
            help="of weights, order, captions, augmentation, splits"),
     # ------------------------------------------------------------------ the run
-    option("--out", "train", "run", free=True, default="models",
-           help="folder for checkpoints and log; one a run"),
+    option("--out", "train", "run", free=True,
+           help="folder for checkpoints and log; default a new one, runs/<data set>-1, -2 ...; "
+                "with --resume the latest run's"),
+    option("--overwrite", "train", "run", free=True, action="store_true",
+           help="begin anew in a folder that holds a model, which stays until there is a new one"),
     option("--save-every", "train", "run", least=0, free=True, type=int, default=500,
            help="steps between saves within an epoch"),
     option("--resume", "train", "run", free=True, action="store_true",
@@ -144,12 +192,16 @@ OPTIONS = (
     option("--batch-size", "evaluate infer clip_gcn", "device", least=1, type=int, default=64,
            help="halve on out-of-memory"),
     # ------------------------------------------------------------------ what a script reads
-    option("--checkpoint", "evaluate", "input", nargs="+", default=[BEST],
-           help="from train.py, the published FG-CROSS, or a CLIP: what clip.load takes"),
-    option("--checkpoint", "infer clip_gcn", "input", default=BEST,
-           help="from train.py, the published FG-CROSS, or a CLIP: what clip.load takes"),
+    option("--checkpoint", "evaluate", "input", nargs="+",
+           help="from train.py, the published FG-CROSS, or a CLIP: what clip.load takes; default "
+                "the latest run's best_model.pth"),
+    option("--checkpoint", "infer clip_gcn", "input",
+           help="from train.py, the published FG-CROSS, or a CLIP: what clip.load takes; default "
+                "the latest run's best_model.pth"),
     option("--checkpoint", "export", "input", required=True, help="ours, or what clip.load takes"),
-    option("--activation", "train evaluate infer clip_gcn export", "input", choices=ACTIVATIONS,
+    option("--activation", "train", "training", only={"clip": GIVEN}, choices=ACTIVATIONS,
+           help="of CLIP weights that do not tell it; the error says when it is needed"),
+    option("--activation", "evaluate infer clip_gcn export", "input", choices=ACTIVATIONS,
            help="of CLIP weights that do not tell it; the error says when it is needed"),
     option("--split", "evaluate", "input", default="test",
            help="val, train or dev; select on val, report test"),
@@ -196,6 +248,8 @@ OPTIONS = (
     option("--naming", "export", "output", choices=NAMINGS, default="open_clip",
            help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a "
                 "new folder for transformers"),
+    option("--debug", "train evaluate infer clip_gcn audit V_Graph scenes export", "output",
+           free=True, action="store_true", help="show where in the code an error was raised"),
 )
 # fmt: on
 
@@ -207,20 +261,36 @@ DATA = tuple(row.name for row in OPTIONS if row.group == "data" and "evaluate" i
 # ------------------------------------------------------------------ parsing
 
 
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that reports a mistake in one line, and takes no shortened options."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message):
+        end(f"{message}; see python {self.prog} --help")
+
+
 def add_options(parser, script):
     """Add the options of a script to an argparse parser, in their groups."""
     rows = [row for row in OPTIONS if script in row.scripts]
+    names = {row.name for row in rows}
     for title in GROUPS:
         in_group = [row for row in rows if row.group == title]
         if in_group:
             group = parser.add_argument_group(title)
             for row in in_group:
-                group.add_argument(row.flag, **row.settings)
+                notes = [_condition(name, values) for name, values in row.only.items()]
+                known = [note for note, name in zip(notes, row.only, strict=True) if name in names]
+                note = f" [only with {' and '.join(known)}]" if known else ""
+                group.add_argument(
+                    row.flag, **{**row.settings, "help": row.settings["help"] + note}
+                )
 
 
 def make_parser(script, doc):
     """The argparse parser of a script; doc: its docstring, whose first line is the description."""
-    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser = Parser(description=doc.split("\n")[0])
     add_options(parser, script)
     return parser
 
@@ -229,7 +299,7 @@ def parse_options(script, doc, arguments=None, unset=()):
     """The options of a script, as an argparse namespace, from the command line or a list.
 
     unset: names of options that are None where they are not given. Raises ValueError for a number
-    that is too small.
+    out of bounds.
     """
     parser = make_parser(script, doc)
     parser.set_defaults(**dict.fromkeys(unset))
@@ -256,50 +326,118 @@ def default_options(script, groups=GROUPS):
     return found
 
 
+# ------------------------------------------------------------------ the end of a script
+
+
+def end(message, code=2):
+    """End the process with a mistake of the user's, in one line on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def answer_early(script, doc):
+    """Answer --help and mistakes in the options before slow packages are imported.
+
+    For the head of a script; it parses once more when it runs.
+    """
+    try:
+        if script == "train" and "--resume" not in sys.argv:
+            for_training(vars(parse_options(script, doc)), given_options(script, doc))
+        else:
+            parse_options(script, doc)
+    except ValueError as error:
+        end(error)
+
+
+def run(main):
+    """Run a script's main, and end the process with its exit code.
+
+    A mistake of the user's (ValueError, OSError) or a failure that the user can mend ends in one
+    line and with exit code 2; --debug shows the traceback.
+    """
+    if "--debug" in sys.argv:
+        main()
+        return
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        end("interrupted", code=130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        end(error)
+    except (MemoryError, RuntimeError) as error:
+        # torch has an OutOfMemoryError of its own; torch is not imported here.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            end(f"out of memory ({str(error).splitlines()[0]}); halve --batch-size")
+        raise
+
+
 # ------------------------------------------------------------------ what goes together
 
 
 def check_numbers(script, options):
-    """Raise ValueError for a number below the least that makes sense."""
+    """Raise ValueError for a number out of the bounds of its row."""
     for row in OPTIONS:
-        if script in row.scripts and row.least is not None:
-            value = options[row.name]
-            if value is not None and value < row.least:
-                raise ValueError(f"{row.flag} {value}: expected {row.least} or more")
+        if script not in row.scripts:
+            continue
+        value = options[row.name]
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(one, (int, float)) and not isinstance(one, bool):
+                if one < row.least:
+                    raise ValueError(f"{row.flag} {one}: expected {row.least} or more")
+                if one > row.most:
+                    raise ValueError(f"{row.flag} {one}: expected {row.most} or less")
+                if one <= row.above:
+                    raise ValueError(f"{row.flag} {one}: expected more than {row.above}")
 
 
-def check_training(options):
-    """Raise ValueError for options of train.py that contradict each other or would do nothing."""
-    usual = default_options("train")
+def check_training(options, given):
+    """Raise ValueError for options of train.py that contradict each other or would do nothing.
+
+    given: those that stand on the command line.
+    """
+    for row in OPTIONS:
+        if "train" in row.scripts and row.name in given:
+            for name, values in row.only.items():
+                if values is GIVEN:
+                    does_something = options[name] is not None
+                else:
+                    does_something = options[name] in values
+                if not does_something:
+                    condition = _condition(name, values)
+                    raise ValueError(f"{row.flag} does nothing without {condition}: leave it out")
     if options["clip"] and options["model"]:
         raise ValueError("--clip brings its own sizes: leave --model out")
-    if options["activation"] and not options["clip"]:
-        raise ValueError("--activation is for --clip; from scratch, write it into the model config")
+    if options["train"] == "lora" and not options["clip"]:
+        raise ValueError("--train lora adapts pretrained weights: name them by --clip")
     if options["train"] == "graph" and options["graph"] == "none":
         raise ValueError("--train graph with --graph none leaves nothing to train")
     if options["train"] == "graph" and options["augment"]:
         raise ValueError("--train graph takes images as they are: leave --augment out")
-    if options["train"] != "lora" and tuple(options["lora"]) != LORA:
-        raise ValueError("--lora is for --train lora")
-    if options["lora"][0] % 1:
+    if options["lora"][0] % 1 or options["lora"][0] < 1:
         raise ValueError(f"--lora: the rank is {options['lora'][0]}, expected a whole number")
-    if options["graph"] == "published":
-        for name in ("fusion", "labels", "max_objects"):
-            if options[name] != usual[name]:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"--graph published is as it was published: leave {flag} out")
+    if options["batch_size"] == 1 and options["loss"] == "infonce":
+        raise ValueError("--batch-size 1: InfoNCE has no negatives then; take 2 or more")
+    if not any(options["image_encoder_ratio"]):
+        raise ValueError("--image-encoder-ratio 0 0 leaves no feature: raise one of them")
 
 
-def for_training(options):
-    """The options of a new run, checked; defaults that depend on other options are filled in."""
+def for_training(options, given):
+    """The options of a new run, checked; defaults that depend on other options are filled in.
+
+    given: those that stand on the command line.
+    """
     check_numbers("train", options)
-    check_training(options)
+    check_training(options, given)
     options = dict(options)
     if options["augment"] is None:
         # Features of frozen towers are of whole images; the scenes' sentences say left and right.
         as_they_are = options["train"] == "graph" or "scenes" in options["dataset"]
         options["augment"] = [] if as_they_are else list(AUGMENTATIONS)
-    if not options["lr"]:
+    if options["lr"] is None:
         options["lr"] = 2e-4 if options["train"] == "lora" else 1e-5
     return options
 
@@ -315,14 +453,13 @@ def for_resuming(saved, given):
     differences = []
     for name, value in given.items():
         if name not in FREE and _as_list(value) != _as_list(saved[name]):
-            flag = "--" + name.replace("_", "-")
-            differences.append(f"  {flag}: {saved[name]} in the run, {value} now")
+            differences.append(f"  {_flag(name)}: {saved[name]} in the run, {value} now")
     if differences:
         raise ValueError(
             "--resume: these options alter the result; leave them out to go on, or start a new "
             "run in another --out:\n" + "\n".join(differences)
         )
-    of_this_call = {"resume": False, "plot": False}
+    of_this_call = {"resume": False, "plot": False, "overwrite": False, "debug": False}
     free = {name: value for name, value in given.items() if name in FREE}
     return {**saved, **of_this_call, **free}
 

@@ -4,15 +4,21 @@
     python train.py --dataset ucm --data-root DIR --precision bf16 --batch-size 64 --epochs 100
     python train.py --dataset rsitmd --data-root DIR --clip ViT-B/32      # fine-tune a CLIP
 
-    python train.py --resume --out models/ucm                   # go on where a run was stopped
+    python train.py --resume                                    # go on where the latest was stopped
 
 Writes `best_model.pth` (best mR on validation, the mean over data sets), `last.pth` to go on from,
-and `log.jsonl`, a line an epoch, into models/ or --out. No model is measured on a test split here:
-see evaluate.py. Ctrl-C and SIGTERM save before they stop.
+and `log.jsonl`, a line an epoch, into a new folder below runs/, or into --out. No model is measured
+on a test split here: see evaluate.py. Ctrl-C and SIGTERM save before they stop.
 """
+
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("train", __doc__)  # before torch is imported, which takes seconds
 
 import json
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -23,8 +29,8 @@ from clip_gcn_image_feature_integration import pick_device
 from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
 from model import add_adapters, build, save_checkpoint
-from options import for_resuming, for_training, given_options, parse_options
-from training import curves, resume
+from options import for_resuming, for_training, given_options, parse_options, run
+from training import curves, resume, run_folder
 from training.inputs import read_data, with_features
 from training.step import (
     freeze,
@@ -41,10 +47,10 @@ from V_Graph import PUBLISHED_LABELS
 def parse(arguments=None):
     """(options, the checkpoint to resume from or None)."""
     options = vars(parse_options("train", __doc__, arguments))
+    given = given_options("train", __doc__, arguments)
     if not options["resume"]:
-        return for_training(options), None
+        return for_training(options, given), None
     checkpoint = resume.read_state(Path(options["out"]) / "last.pth")
-    given = {**given_options("train", __doc__, arguments), "out": options["out"]}
     return for_resuming(checkpoint["options"], given), checkpoint
 
 
@@ -62,19 +68,11 @@ def prepare_machine(options, checkpoint):
     return device
 
 
-def prepare_folder(options, checkpoint):
-    """The folder of --out, without what a killed process left half written.
-
-    Raises ValueError where a new run would replace one that can still go on.
-    """
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    if checkpoint is None:
-        resume.require_finished(out)
+def remove_leftovers(out):
+    """Remove what a killed process left half written; only under the folder's lock."""
     for name in ("last.pth", "best_model.pth", "log.jsonl"):
         for leftover in out.glob(f"{name}.*.tmp"):
             leftover.unlink()
-    return out
 
 
 def prepare_model(options, checkpoint):
@@ -186,11 +184,12 @@ def stop(out, progress, signal_number):
 # ------------------------------------------------------------------ the loop
 
 
-def training_loop(learner, data, options, content, progress, lines):
+def training_loop(learner, data, options, content, progress, lines, lock):
     """Train, validate, log and save, until no epoch is left or patience is lost.
 
     content: what all checkpoints hold, arguments of `save_checkpoint`. progress (see resume.py) and
-    lines, those of the log, say how far the run has come; they grow with it.
+    lines, those of the log, say how far the run has come; they grow with it. lock: the folder's,
+    which is looked at before each save.
     """
     out = Path(options["out"])
     device = learner.model.logit_scale.device
@@ -213,6 +212,7 @@ def training_loop(learner, data, options, content, progress, lines):
                 done = (epoch - 1) * steps + progress["step"]
                 due = options["save_every"] and done % options["save_every"] == 0
                 if due or noted:
+                    lock.require_held()
                     resume.save_state(out / "last.pth", learner, content, progress)
                     if noted:
                         stop(out, progress, noted[0])
@@ -221,6 +221,7 @@ def training_loop(learner, data, options, content, progress, lines):
             begin = time.perf_counter()
             results, score = validate(learner.model, data, options)
             val_seconds = time.perf_counter() - begin
+            lock.require_held()
             if score > progress["best_score"]:
                 progress["best_score"] = score
                 progress["best_epoch"] = epoch
@@ -242,12 +243,23 @@ def training_loop(learner, data, options, content, progress, lines):
 
 def main(arguments=None):
     """Train as the command line says; returns the best mean mR on validation."""
-    options, checkpoint = parse(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    out = run_folder.choose(vars(parse_options("train", __doc__, words)))
+    with run_folder.locked(out) as lock:
+        options, checkpoint = parse([*words, "--out", str(out)])
+        return train(options, checkpoint, lock)
+
+
+def train(options, checkpoint, lock):
+    """Train in the folder of --out, whose lock is held; checkpoint: of a run that goes on."""
+    out = Path(options["out"])
+    if checkpoint is None and not options["overwrite"]:
+        run_folder.require_free(out)
     print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
     if options["plot"]:
         curves.require_matplotlib()
     device = prepare_machine(options, checkpoint)
-    out = prepare_folder(options, checkpoint)
+    remove_leftovers(out)
     model, model_config, label_map = prepare_model(options, checkpoint)
     data = read_data(options, model_config, label_map)
     model.to(device, memory_format=torch.channels_last)
@@ -273,7 +285,7 @@ def main(arguments=None):
         "data_digest": data.digest,
     }
     begin = time.perf_counter()
-    training_loop(learner, data, options, content, progress, lines)
+    training_loop(learner, data, options, content, progress, lines, lock)
     if progress["epoch"] <= options["epochs"]:
         print(f"stopped: no better validation mR for {options['patience']} epochs")
     print(
@@ -284,4 +296,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,6 +16,11 @@ quirk that the test list has a name per caption. The generator is frozen: publis
 on every draw. What is learned here holds by construction and says nothing about real images.
 """
 
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("scenes", __doc__)  # before slow packages are imported
+
 import itertools
 import json
 import math
@@ -28,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset.shapes import GROUNDS, KINDS, SIDE, composition, draw, layout
-from options import parse_options
+from options import parse_options, run
 from writing import written_whole
 
 VERSION = 1
@@ -303,21 +308,40 @@ def _write_marker(marker, stamp, complete):
         temporary.write_text(json.dumps({**stamp, "complete": complete}), encoding="utf-8")
 
 
+def read_marker(folder):
+    """What `scenes.json` says of a folder of scenes; None where there is none."""
+    marker = Path(folder) / "scenes.json"
+    if not marker.is_file():
+        return None
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{marker}: expected JSON: {error}") from None
+
+
+def is_complete(folder):
+    """Whether a folder holds scenes, of any seed, that are all written."""
+    found = read_marker(folder)
+    return isinstance(found, dict) and found.get("complete") is True
+
+
 def generate(folder, seed=0, splits=SPLITS):
     """Write the data set below `folder`, or leave it as it is when it is there already.
 
-    `scenes.json` names version, seed and splits and says whether all is written: an interrupted or
-    differing data set is written anew. Returns the number of images. Raises ValueError where the
-    folder holds something else.
+    `scenes.json` names version, seed and splits and says whether all is written: an interrupted
+    data set is written anew. Returns the number of images. Raises ValueError where the folder holds
+    other scenes, or something else.
     """
     folder = Path(folder)
     number = sum(splits.values())
     stamp = {"version": VERSION, "seed": seed, "splits": splits}
     marker = folder / "scenes.json"
-    if marker.is_file():
-        if json.loads(marker.read_text(encoding="utf-8")) == {**stamp, "complete": True}:
-            return number
-    elif folder.exists() and any(folder.iterdir()):
+    found = read_marker(folder)
+    if found == {**stamp, "complete": True}:
+        return number
+    if found is not None and found != {**stamp, "complete": False}:
+        raise ValueError(f"{folder}: holds other scenes, see {marker}; name another folder")
+    if found is None and folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"{folder}: holds other files than scenes; name your own data set with --dataset"
         )
@@ -359,4 +383,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -49,25 +49,12 @@ def next_epoch(progress):
     progress["log_lines"] += 1
 
 
-def require_finished(out):
-    """Raise ValueError where a new run in this folder would replace one that was stopped."""
-    path = out / "last.pth"
-    if not path.is_file():
-        return
-    checkpoint = read_state(path)
-    progress = checkpoint["state"]["progress"]
-    options = checkpoint["options"]
-    if goes_on(progress, options):
-        raise ValueError(
-            f"{path}: a run was stopped here in epoch {progress['epoch']} of "
-            f"{options['epochs']}; go on with --resume, delete it, or take another --out"
-        )
-
-
 def begin(out):
-    """(progress, no log lines) of a new run; what an earlier one left in the folder goes."""
-    for name in ("last.pth", "best_model.pth"):
-        (out / name).unlink(missing_ok=True)
+    """(progress, no log lines) of a new run.
+
+    The state and the log of an earlier one go; its model stays until this run has one.
+    """
+    (out / "last.pth").unlink(missing_ok=True)
     (out / "log.jsonl").write_text("", encoding="utf-8")
     return dict(NEW_RUN), []
 
