@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from det_formats.det_json import LABELS, load_detections, read_label_map
+from escaping import escaped
 from options import MAX_OBJECTS, parse_options, run
 
 GEOMETRY = 7  # columns of node features after the K label columns
@@ -268,14 +269,20 @@ def main(arguments=None):
     from dataset import images
 
     options = parse_options("V_Graph", __doc__, arguments)
+    if options.draw and not images.is_image(options.draw):
+        raise ValueError(
+            f"--draw {escaped(options.draw)}: the suffix is of no image format; end it in .png"
+        )
     image = images.open_image(options.image)
     detections = load_detections(options.detections)
     graph = build_graph(detections, image.size)
-    print(f"{options.detections}: {len(graph)} objects in {image.width} x {image.height} pixels")
+    file = escaped(options.detections)
+    print(f"{file}: {len(graph)} objects in {image.width} x {image.height} pixels")
     for i, node in graph.nodes(data=True):
         cx, cy, w, h, angle, score = node["box"]
+        label = escaped(node["label"])
         print(
-            f"  {i:2d} {node['label']:20s} centre {cx:6.1f} {cy:6.1f}  size {w:5.1f} x {h:5.1f}  "
+            f"  {i:2d} {label:20s} centre {cx:6.1f} {cy:6.1f}  size {w:5.1f} x {h:5.1f}  "
             f"angle {math.degrees(angle):6.1f} deg  area {100 * node['area']:5.2f} %  {score:.2f}"
         )
     edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["weight"])[:5]
@@ -293,7 +300,7 @@ def main(arguments=None):
     if options.draw:
         Path(options.draw).parent.mkdir(parents=True, exist_ok=True)
         draw_graph(image, graph).save(options.draw)
-        print(f"drawn to {options.draw}")
+        print(f"drawn to {escaped(options.draw)}")
 
 
 if __name__ == "__main__":

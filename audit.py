@@ -28,13 +28,16 @@ import simple_tokenizer
 from dataloader import det_json_folder, sources
 from dataset import images
 from dataset.annotations import read_annotations
+from det_formats import sanity
 from det_formats.det_json import LABELS, load_detections, read_label_map
+from escaping import escaped
 from metrics.ranks import KS
 from options import MAX_OBJECTS, parse_options, run
 
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     "blank_captions",
     "images_without_captions",
+    "captions_with_lone_surrogates",
     "images_with_duplicates",
     "captions_of_another_image",
     "captions_found_in_train",
@@ -47,6 +50,8 @@ FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums u
     "same_stem",
     "same_content",
     "unusable_detections",
+    "no_objects",
+    "implausible_boxes",
     "objects_outside_vocabulary",
     "objects_dropped",
 )
@@ -139,16 +144,27 @@ class Scan(NamedTuple):
     paths: dict  # image name -> relative path
     hashes: dict  # image name -> content hash, of readable images
     faults: dict  # kind -> names or messages
+    sizes: dict  # relative path -> (width, height) in pixels, of readable images
+
+
+class Inspection(NamedTuple):
+    """What was found in an image file."""
+
+    content_hash: str | None = None
+    size: tuple | None = None  # (width, height) in pixels
+    problem: str | None = None  # why it cannot be read
+    fault: str | None = None  # of a JPEG
 
 
 def inspect(path):
-    """(content hash, why it cannot be read, fault of a JPEG) of an image file, None for each."""
+    """The Inspection of an image file."""
     fault = None
     try:
         fault = images.jpeg_fault(path.read_bytes())
-        return images.content_hash(images.open_image(path)), None, fault
+        image = images.open_image(path)
     except (OSError, ValueError) as error:
-        return None, str(error), fault
+        return Inspection(problem=str(error), fault=fault)
+    return Inspection(images.content_hash(image), image.size, fault=fault)
 
 
 def locate(names, index, root):
@@ -159,7 +175,7 @@ def locate(names, index, root):
         try:
             paths[name] = images.find_image(name, index, root)
         except ValueError as error:
-            if str(error).startswith(f"{root}: no image"):
+            if str(error).startswith(f"{escaped(root)}: no image"):
                 faults["missing_images"].append(name)
             else:
                 faults["ambiguous_images"].append(str(error))
@@ -171,7 +187,7 @@ def scan(root, form="auto"):
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; check --data-root or --against")
-    annotations = read_annotations(root, form)
+    annotations = read_annotations(root, form, leave_out_broken=True)
     splits = {split: records for split, records in annotations.splits.items() if records}
     if not splits:
         raise ValueError(f"{root}: every caption is blank; check {annotations.origin}")
@@ -181,17 +197,18 @@ def scan(root, form="auto"):
     inspected = inspect_all(root, sorted(set(paths.values())))
     faults["unreadable_images"] = []
     faults["corrupt_jpegs"] = []
-    for file, (_, problem, fault) in inspected.items():
-        if problem:
-            faults["unreadable_images"].append(problem)
-        if fault:
-            faults["corrupt_jpegs"].append(f"{file}: {fault}")
+    for file, found in inspected.items():
+        if found.problem:
+            faults["unreadable_images"].append(found.problem)
+        if found.fault:
+            faults["corrupt_jpegs"].append(f"{file}: {found.fault}")
     hashes = {}
+    sizes = {}
     for name, file in paths.items():
-        digest = inspected[file][0]
-        if digest:
-            hashes[name] = digest
-    return Scan(annotations, splits, index, paths, hashes, faults)
+        if inspected[file].content_hash:
+            hashes[name] = inspected[file].content_hash
+            sizes[file] = inspected[file].size
+    return Scan(annotations, splits, index, paths, hashes, faults, sizes)
 
 
 def inspect_all(root, files):
@@ -267,10 +284,18 @@ def detection_figures(found, folder, label_map, max_objects):
     for split, records in found.splits.items():
         paths = [found.paths[record.name] for record in records if record.name in found.paths]
         coverages[split] = coverage(paths, files, objects, max_objects)
+    without_objects = []
+    if folder.is_dir() and objects and not any(objects.values()) and not unusable:
+        names = list(objects)
+        without_objects.append(images.no_objects(names, [files[name] for name in names], folder))
+    boxes = {path: [d["bbox"] for d in found_here] for path, found_here in objects.items()}
+    implausible = sanity.findings(boxes, found.sizes)
     labels = Counter(d["label"] for detections in objects.values() for d in detections)
     return {
         "folder": str(folder),
         "unusable_detections": unusable,
+        "no_objects": without_objects,
+        "implausible_boxes": [f"{kind}: {evidence}" for kind, evidence in implausible],
         "splits": coverages,
         "labels": dict(labels.most_common()),
         "objects_outside_vocabulary": unknown_labels(labels, label_map),
@@ -307,6 +332,7 @@ def audit(name, found, det_json, label_map, max_objects=MAX_OBJECTS):
         "origin": found.annotations.origin,
         "blank_captions": found.annotations.blank,
         "images_without_captions": found.annotations.empty,
+        "captions_with_lone_surrogates": list(found.annotations.broken),
         "splits": captions,
         "images": {
             "read": len(found.hashes),
@@ -349,6 +375,7 @@ def _beside_other(own, other):
         in_train[split] = found_in(records, train) if train else None
     return {
         "origin": own.annotations.origin,
+        "captions_with_lone_surrogates": list(own.annotations.broken),
         "images_read": len(own.hashes),
         **own.faults,
         "in_train_of_other": in_train,
@@ -358,19 +385,21 @@ def _beside_other(own, other):
 def short(value):
     """A value of the report on one line: of a list the length and the first five entries."""
     if isinstance(value, dict):
-        parts = [f"{key.replace('_', ' ')} {short(own)}" for key, own in value.items()]
+        parts = [f"{escaped(key.replace('_', ' '))} {short(own)}" for key, own in value.items()]
         return ", ".join(parts) or "none"
     if isinstance(value, list):
         return _short_list(value)
     if isinstance(value, float):
         return f"{value:.2f}"
-    return str(value)
+    return escaped(value)
 
 
 def _short_list(entries):
     if not entries:
         return "0"
-    first = [entry if isinstance(entry, str) else " = ".join(entry) for entry in entries[:5]]
+    first = []
+    for entry in entries[:5]:
+        first.append(escaped(entry if isinstance(entry, str) else " = ".join(entry)))
     if len(entries) > 5:
         first.append("...")
     return f"{len(entries)} ({', '.join(first)})"
@@ -379,7 +408,7 @@ def _short_list(entries):
 def report_lines(result, indent=""):
     """A dict of dicts as lines, what is in a key further in."""
     for key, value in result.items():
-        title = indent + key.replace("_", " ")
+        title = indent + escaped(key.replace("_", " "))
         if _is_nested(value):
             yield title
             yield from report_lines(value, indent + "  ")

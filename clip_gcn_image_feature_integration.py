@@ -28,7 +28,12 @@ import clip
 import simple_tokenizer
 from backbones import preprocess
 from dataset.batches import ImageSet, require_readable, trim
-from dataset.images import is_image, match_detections
+from dataset.images import (
+    is_image,
+    match_detections,
+    no_objects,
+    require_detection_folder,
+)
 from det_formats.det_json import LabelMap, read_label_map
 from model import build, is_checkpoint, latest_checkpoint, load_checkpoint
 from options import default_options, parse_options, run
@@ -218,8 +223,7 @@ def load_images(paths, names, det_json, checkpoint):
     options = checkpoint["options"]
     detections = [None] * len(names)
     if det_json:
-        if not Path(det_json).is_dir():
-            raise ValueError(f"{det_json}: no such folder; check --det-json")
+        require_detection_folder(det_json)
         found = match_detections(names, det_json)
         detections = [found[name] for name in names]
         if options["graph"] == "none":
@@ -234,6 +238,10 @@ def load_images(paths, names, det_json, checkpoint):
     )
     require_readable(images)
     print(images.counts())
+    if det_json and not any(len(class_ids) for class_ids, _ in images.boxes):
+        print(f"warning: {no_objects(names, detections, det_json)}", file=sys.stderr)
+    for kind, evidence in images.findings():
+        print(f"warning: {kind}: {evidence}", file=sys.stderr)
     return images
 
 

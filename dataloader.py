@@ -5,12 +5,14 @@ found by stem, and detections in `det_json/`. The options name one or several, w
 What is missing or contradictory is said before training starts.
 """
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from dataset import images, scenes
 from dataset.annotations import read_annotations, with_validation
 from dataset.batches import ImageSet
+from escaping import escaped
 
 VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
 
@@ -62,10 +64,8 @@ def det_json_folder(source):
     """Folder of a Source's detections, there or not; ValueError where a given one is not there."""
     if source.det_json is None:
         return source.root / "det_json"
-    folder = Path(source.det_json)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; check --det-json")
-    return folder
+    images.require_detection_folder(source.det_json)
+    return Path(source.det_json)
 
 
 def prepare(source):
@@ -75,11 +75,18 @@ def prepare(source):
 
 
 def read_data_sets(options):
-    """A RetrievalData for each data set that the options name, reported."""
+    """A RetrievalData for each data set that the options name, reported: for training.
+
+    Raises ValueError where detections are asked for by --det-json and no training image has one:
+    a graph branch that has learnt nothing harms.
+    """
     data_sets = []
     for source in sources(options):
         prepare(source)
-        data_sets.append(RetrievalData(options, source))
+        data = RetrievalData(options, source)
+        if source.det_json is not None:
+            data.require_objects("train")
+        data_sets.append(data)
     for data in data_sets:
         data.report()
     return data_sets
@@ -98,6 +105,7 @@ class RetrievalData:
     validation         the split to choose a model on: "val", or "dev" with --dev-images
     held_out           the splits that no training image may stand in
     index, detections  image files by stem; detection files by image file, or None
+    det_json           folder of the detections, or None
     """
 
     def __init__(self, options, source):
@@ -106,13 +114,14 @@ class RetrievalData:
         self.root = source.root
         if not self.root.is_dir():
             raise ValueError(f"{self.root}: no such folder; check --data-root")
-        det_json = det_json_folder(source)
+        folder = det_json_folder(source)
+        self.det_json = folder if folder.is_dir() else None
         self._read_splits(source.form)
         self.index = images.index_images(self.root)
         self.detections = {}
-        if det_json.is_dir():
+        if self.det_json is not None:
             all_paths = [path for paths in self.index.values() for path in paths]
-            self.detections = images.match_detections(all_paths, det_json)
+            self.detections = images.match_detections(all_paths, self.det_json)
 
     def _read_splits(self, form):
         annotations = read_annotations(
@@ -159,6 +168,17 @@ class RetrievalData:
             detections.append(self.detections.get(path))
         return paths, detections, problems
 
+    def require_objects(self, split):
+        """Raise ValueError where no image of a split has an object from the detections."""
+        paths, files, _ = self.files(split)
+        if paths and not images.have_objects(files):
+            raise ValueError(self.no_objects(paths, files))
+
+    def no_objects(self, paths, files):
+        """The line that says why none of these images has an object."""
+        names = [path.relative_to(self.root).as_posix() for path in paths]
+        return images.no_objects(names, files, self.det_json)
+
     def image_set(self, split, image_size, label_map):
         """The split's ImageSet, in the order of its records; says what is missing."""
         return joint_image_set([self], split, image_size, label_map)
@@ -166,26 +186,31 @@ class RetrievalData:
     def report(self):
         """Print the origin and sizes of the splits, and what was blank."""
         splits = self.annotations.splits
-        sizes = ", ".join(f"{split} {len(records)}" for split, records in splits.items())
+        sizes = ", ".join(f"{escaped(name)} {len(records)}" for name, records in splits.items())
         print(f"{self.name}: {self.annotations.origin}; images: {sizes}")
         self._report_left_out(self.annotations.blank, "blank captions dropped")
         self._report_left_out(self.annotations.empty, "images left out for want of captions")
 
     def _report_left_out(self, places, what):
         if places:
-            first = ", ".join(places[:10])
+            first = ", ".join(escaped(place) for place in places[:10])
             more = ", ..." if len(places) > 10 else ""
             print(f"{self.name}: {len(places)} {what}: {first}{more}")
 
 
 def joint_image_set(data_sets, split, image_size, label_map):
-    """One ImageSet of a split of all data sets, one after another; says what is missing."""
+    """One ImageSet of a split of all data sets, one after another.
+
+    It says what is missing, and on standard error what seems wrong with the detections.
+    """
+    parts = []  # (data set, number of its first image, and of the next one's)
     paths = []
     detections = []
     problems = []
     captions = 0
     for data in data_sets:
         own_paths, own_detections, own_problems = data.files(split)
+        parts.append((data, len(paths), len(paths) + len(own_paths)))
         paths += own_paths
         detections += own_detections
         problems += own_problems
@@ -206,4 +231,17 @@ def joint_image_set(data_sets, split, image_size, label_map):
     result.problems = problems + result.problems
     names = " + ".join(data.name for data in data_sets)
     print(f"{names} {split}: {captions} captions, {result.counts()}")
+    for data, first, after in parts:
+        for line in _doubts(data, result, detections, range(first, after)):
+            print(f"warning: {data.name} {split}: {line}", file=sys.stderr)
     return result
+
+
+def _doubts(data, image_set, detections, indices):
+    """What seems wrong with the detections of a data set's images in an ImageSet: lines."""
+    if data.det_json is None or not indices:
+        return []
+    if not any(len(image_set.boxes[i][0]) for i in indices):
+        paths = [image_set.paths[i] for i in indices]
+        return [data.no_objects(paths, [detections[i] for i in indices])]
+    return [f"{kind}: {evidence}" for kind, evidence in image_set.findings(indices)]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from sklearn.model_selection import train_test_split
 
+from escaping import escaped
 from options import CLEANERS, FORMS
 
 SPLITS = ("train", "val", "test")
@@ -46,6 +47,7 @@ class Annotations(NamedTuple):
     origin: str  # form, files, and what was done to the captions
     blank: list  # "file: line or image" of every blank caption
     empty: list  # names of images that have no other captions: they are left out
+    broken: tuple = ()  # "file: line or image" of captions with a lone surrogate, left out
 
 
 # ------------------------------------------------------------------ single captions
@@ -82,11 +84,12 @@ def prepared(caption, clean="none", template=None):
 
 
 def read_text(path):
-    """A text file in UTF-8, with or without byte-order mark; ValueError names the file."""
+    """A text file in UTF-8, with or without byte-order mark; ValueError names file and line."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8: {error}") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{escaped(path)}: line {line}: expected text in UTF-8: {error}") from None
 
 
 def _json(path):
@@ -117,11 +120,11 @@ def _inside(name, place):
     if not name.strip():
         raise ValueError(f"{place}: the name is blank; expected the name of an image")
     if parts[-1] in ("", "."):
-        raise ValueError(f"{place}: '{name}' names no file; expected the name of an image")
+        raise ValueError(f"{place}: '{escaped(name)}' names no file; expected the name of an image")
     if ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", name):
         raise ValueError(
-            f"{place}: '{name}' leads out of the data root; write it relative to the root, "
-            "without .. or a drive"
+            f"{place}: '{escaped(name)}' leads out of the data root; write it relative to "
+            "the root, without .. or a drive"
         )
     return name
 
@@ -292,12 +295,18 @@ def _origin(root, form, files, clean, template):
     return origin
 
 
-def read_annotations(root, form="auto", clean="none", template=None):
+def _has_lone_surrogate(text):
+    """Whether half of a pair of code units is in it, as JSON can hold one: it is no character."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def read_annotations(root, form="auto", clean="none", template=None, leave_out_broken=False):
     """The annotations in a data root, in the form named or, with "auto", the only one there is.
 
     form: one of FORMS; clean, template: see `prepared`. Blank captions, before or after cleaning,
-    are left out and their places listed. Raises ValueError where there are no annotations or
-    several, where a file is malformed, and where a name leads out of the root.
+    are left out and their places listed; with leave_out_broken so are those with lone surrogates.
+    Raises ValueError where there are no annotations or several, where a file is malformed, where a
+    name leads out of the root, and for a lone surrogate.
     """
     root = Path(root)
     prepared("", clean, template)  # settings that are wrong are an error before any file is read
@@ -310,10 +319,19 @@ def read_annotations(root, form="auto", clean="none", template=None):
     splits = {}
     blank = []
     empty = []
+    broken = []
     for split, rows in rows_of.items():
         captions_of = {}  # name: captions, in the order of first appearance
         for name, caption, place in rows:
             captions = captions_of.setdefault(name, [])
+            if _has_lone_surrogate(caption):
+                if not leave_out_broken:
+                    raise ValueError(
+                        f"{escaped(root / place)}: a lone surrogate in the caption, half of a "
+                        "character; write the character whole"
+                    )
+                broken.append(place)
+                continue
             text = prepared(caption, clean, template)
             if text:
                 captions.append(text)
@@ -321,7 +339,8 @@ def read_annotations(root, form="auto", clean="none", template=None):
                 blank.append(place)
         splits[split] = [Record(name, tuple(texts)) for name, texts in captions_of.items() if texts]
         empty += [name for name, texts in captions_of.items() if not texts]
-    return Annotations(splits, _origin(root, form, files, clean, template), blank, empty)
+    origin = _origin(root, form, files, clean, template)
+    return Annotations(splits, origin, blank, empty, tuple(broken))
 
 
 def with_validation(annotations, fraction, seed, dev_images=0):

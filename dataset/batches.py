@@ -19,6 +19,7 @@ import simple_tokenizer
 from dataset.annotations import normal_form
 from dataset.augment import draw_affine, draw_colour, draw_hole, move_boxes
 from dataset.cache import read_images
+from det_formats import sanity
 from V_Graph import arrays_from_boxes, published_arrays
 
 # ------------------------------------------------------------------ images with graphs
@@ -122,6 +123,14 @@ class ImageSet(Dataset):
             pin_memory=pin_memory,
             worker_init_fn=_leave_group,
         )
+
+    def findings(self, indices=None):
+        """What seems wrong with the boxes of these images (default all), by `sanity.findings`."""
+        if indices is None:
+            indices = range(len(self))
+        boxes = {self.paths[i]: self.boxes[i][1] for i in indices}
+        sizes = {self.paths[i]: self.sizes[i] for i in indices}
+        return sanity.findings(boxes, sizes)
 
     def counts(self):
         """What is missing or left out, in words."""

@@ -7,6 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from det_formats.det_json import load_detections
+from det_formats.foreign import SHOWN, foreign_format_of_file
+from escaping import escaped
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
 
@@ -54,9 +58,12 @@ def find_image(name, index, root):
         if parts[-len(wanted) :] == wanted:
             fits.append(path)
     if len(fits) > 1:
-        raise ValueError(f"{root}: '{name}' fits {fits[0]} and {fits[1]}; name it with its folder")
+        raise ValueError(
+            f"{escaped(root)}: '{escaped(name)}' fits {escaped(fits[0])} and {escaped(fits[1])}; "
+            "name it with its folder"
+        )
     if not fits:
-        raise ValueError(f"{root}: no image '{name}' below it")
+        raise ValueError(f"{escaped(root)}: no image '{escaped(name)}' below it")
     return fits[0]
 
 
@@ -105,7 +112,10 @@ def _require_one_image_per_file(stems, files, folder):
     for image, stem in stems.items():
         first = first_of.setdefault(stem, image)
         if first != image and stem in files:
-            raise ValueError(f"{folder / stem}.json fits {first} and {image}; rename one")
+            raise ValueError(
+                f"{escaped(folder / stem)}.json fits {escaped(first)} and {escaped(image)}; "
+                "rename one"
+            )
 
 
 def _longest_tail(stem, files, whole_paths):
@@ -120,9 +130,10 @@ def _longest_tail(stem, files, whole_paths):
 def _require_certain(image, file, candidates):
     """Raise ValueError where several paths end in the shortened path that a file was found by."""
     if len(candidates) > 1:
+        first, second = escaped(candidates[0]), escaped(candidates[1])
         raise ValueError(
-            f"{file} for {image} is not certain, as {candidates[0]} and {candidates[1]} end alike; "
-            "put detections into folders like the images'"
+            f"{escaped(file)} for {escaped(image)} is not certain, as {first} and {second} end "
+            "alike; put detections into folders like the images'"
         )
 
 
@@ -141,22 +152,88 @@ def _by_tail(paths):
     return found
 
 
+# ------------------------------------------------------------------ folders of detections
+
+
+def require_detection_folder(path):
+    """Raise ValueError for a --det-json that is no folder; a file of others is called by name."""
+    if Path(path).is_dir():
+        return
+    shown = escaped(path)
+    if not Path(path).is_file():
+        raise ValueError(f"{shown}: no such folder; check --det-json")
+    foreign = foreign_format_of_file(path)
+    if foreign:
+        raise ValueError(f"{shown}: this is {foreign}; {SHOWN}")
+    raise ValueError(f"{shown}: a file; --det-json takes the folder of the detection files")
+
+
+def have_objects(files):
+    """Whether a detection file among these (None for an image without) holds an object."""
+    return any(file is not None and load_detections(file) for file in files)
+
+
+def no_objects(names, files, folder):
+    """The line that says why none of the images has an object from its folder of detections.
+
+    names: paths of the images as the folder mirrors them; files: their detection files, or None.
+    """
+    with_file = sum(file is not None for file in files)
+    if with_file:
+        return (
+            f"{escaped(folder)}: {with_file} of {len(names)} images have a detection file there, "
+            f"all of them empty lists; {_OTHER_FOLDER}"
+        )
+    looked_for = [f"{without_suffix(name)}.json" for name in names[:3]]
+    return (
+        f"{escaped(folder)}: none of {len(names)} images has a detection file there; looked for "
+        f"{_listed(looked_for, len(names))}; {_content_of(Path(folder))}; {_OTHER_FOLDER}"
+    )
+
+
+_OTHER_FOLDER = "name the folder of these images' detections by --det-json, or leave it out"
+
+
+def _content_of(folder):
+    """What lies in a folder of detections, in words: three names, and whose format it is."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        return "the folder is empty"
+    names = [path.relative_to(folder).as_posix() for path in files[:3]]
+    content = f"the folder holds {_listed(names, len(files))}"
+    for path in files[:20]:  # a list of classes or a note may lie before the first
+        foreign = foreign_format_of_file(path)
+        if foreign:
+            return f"{content}; {escaped(path.name)} is {foreign}; {SHOWN}"
+    return content
+
+
+def _listed(names, count):
+    """The first names of `count`, in words."""
+    more = ", ..." if count > len(names) else ""
+    return ", ".join(escaped(name) for name in names) + more
+
+
+# ------------------------------------------------------------------ pictures
+
+
 def open_image(path):
     """Read an image file whole, as PIL RGB.
 
     Raises ValueError that names the file where it is missing, broken, cut short, or not of eight
     bits a channel (a conversion would have to guess the range).
     """
+    shown = escaped(path)
     try:
         with Image.open(path) as image:
             # PIL reads 16 bits a colour as RGB and keeps the upper eight.
             if image.mode not in _EIGHT_BIT or ";16" in str(image.tile):
-                raise ValueError(f"{path}: mode {image.mode}; convert it to 8 bits a channel")
+                raise ValueError(f"{shown}: mode {image.mode}; convert it to 8 bits a channel")
             return image.convert("RGB")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such image") from None
+        raise ValueError(f"{shown}: no such image") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not readable as an image ({error})") from None
+        raise ValueError(f"{shown}: not readable as an image ({error})") from None
 
 
 def jpeg_fault(content):

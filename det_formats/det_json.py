@@ -15,6 +15,8 @@ import json
 import warnings
 from pathlib import Path
 
+from det_formats.foreign import SHOWN, foreign_format
+from escaping import escaped
 from writing import written_whole
 
 LABELS = Path(__file__).parent.parent / "det_json" / "labels.txt"
@@ -51,7 +53,9 @@ class LabelMap:
         for class_id, line in enumerate(self.lines):
             for name in line.split(","):
                 if self._class_ids.setdefault(_folded(name), class_id) != class_id:
-                    raise ValueError(f"labels: '{name.strip()}' stands in two lines; remove one")
+                    raise ValueError(
+                        f"labels: '{escaped(name.strip())}' stands in two lines; remove one"
+                    )
 
     def __len__(self):
         return len(self.lines) + 1
@@ -61,7 +65,7 @@ class LabelMap:
         if label not in self._known:
             class_id = self._class_ids.get(_folded(label), self.other)
             if class_id == self.other:
-                warnings.warn(f"unknown label '{label}' counts as 'other'", stacklevel=2)
+                warnings.warn(f"unknown label '{escaped(label)}' counts as 'other'", stacklevel=2)
             self._known[label] = class_id
         return self._known[label]
 
@@ -71,14 +75,24 @@ def _folded(name):
 
 
 def read_label_map(path=LABELS):
-    """The LabelMap of a file like `det_json/labels.txt`; ValueError where it cannot be read."""
+    """The LabelMap of a file like `det_json/labels.txt`.
+
+    Raises ValueError where it cannot be read, holds a NUL character or names no label.
+    """
+    shown = escaped(path)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path}: not readable as a label file; check --labels ({error})"
+            f"{shown}: not readable as a label file; check --labels ({error})"
         ) from None
-    return LabelMap(text.splitlines())
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"{shown}: line {line}: a NUL character, so no text; check --labels")
+    label_map = LabelMap(text.splitlines())
+    if not label_map.lines:
+        raise ValueError(f"{shown}: no label in it; expected the names of a class a line")
+    return label_map
 
 
 # ------------------------------------------------------------------ checking
@@ -136,13 +150,35 @@ def load_detections(path):
     """Read and check one detection file.
 
     Returns a list of {"label": str, "bbox": [cx, cy, w, h, angle, score]}, empty for an image
-    without objects. Raises ValueError that names file, entry, field and what was expected.
+    without objects. Raises ValueError that names file, entry, field and what was expected; a file
+    of COCO, DOTA or YOLO is called so.
     """
+    shown = escaped(path)
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{shown}: expected JSON in UTF-8: {error}") from None
+    except FileNotFoundError:
+        raise ValueError(f"{shown}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{shown}: not readable as a file ({error.strerror})") from None
+    try:
+        entries = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from None
-    return check_detections(entries, path)
+        _refuse_foreign(content, shown)
+        raise ValueError(f"{shown}: expected JSON in UTF-8: {error}") from None
+    try:
+        return check_detections(entries, shown)
+    except ValueError:
+        _refuse_foreign(content, shown)
+        raise
+
+
+def _refuse_foreign(content, shown):
+    """Raise ValueError where the text of a file is in a format of others."""
+    foreign = foreign_format(content)
+    if foreign:
+        raise ValueError(f"{shown}: this is {foreign}; {SHOWN}") from None
 
 
 def write_detections(path, detections):

@@ -139,6 +139,31 @@ def test_blank_captions_are_named_and_shift_nothing(tmp_path):
     assert read_annotations(tmp_path, "karpathy").splits["test"] == []
 
 
+@pytest.mark.parametrize("form", ["karpathy", "pir", "txt"])
+def test_lone_surrogates_are_an_error_with_file_and_place(tmp_path, form):
+    broken = "a \\ud83d ship"
+    if form == "karpathy":
+        sentences = f'[{{"raw": "x"}}, {{"raw": "{broken}"}}]'
+        image = f'{{"filename": "a", "split": "train", "sentences": {sentences}}}'
+        content = f'{{"images": [{image}]}}'
+        name, place = "dataset.json", "a, sentence 1"
+    elif form == "pir":
+        content = f'[{{"image": "a", "caption": ["x", "{broken}"]}}]'
+        name, place = "mine_train.json", "entry 0, a, caption 1"
+    else:  # UTF-8 itself has none
+        (tmp_path / "train_filename.txt").write_text("a\n", encoding="utf-8")
+        content = "x\n" + broken.encode().decode("unicode_escape") + "\n"
+        name, place = "train_caps.txt", "line 2: expected text in UTF-8"
+    (tmp_path / name).write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError) as error:
+        read_annotations(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / name}: {place}: ")
+    if form != "txt":
+        found = read_annotations(tmp_path, leave_out_broken=True)
+        assert found.broken == (f"{name}: {place}",)
+        assert found.splits["train"] == [Record("a", ("x",))]
+
+
 def test_origin_names_form_files_and_what_was_done(tmp_path):
     write_as("txt", tmp_path, {"test": TEXTS})
     write_as("pir", tmp_path, {"test": TEXTS})

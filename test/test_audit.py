@@ -178,6 +178,29 @@ def test_every_fault_is_found_and_none_is_an_error(faulty, tmp_path, capsys):
     assert "    ceiling: R@1 100.00, R@5 100.00, R@10 100.00" in lines
 
 
+def test_nonsense_is_a_finding_and_names_are_shown_escaped(tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / name)
+    gone = "gone\x1b[2J\u202e.png"
+    texts = {"a.png": ["one", "two \ud800"], "b.png": ["three"], gone: ["four"]}
+    write_karpathy(tmp_path, {"test": texts})
+    options = ("--dataset", "mine", "--data-root", tmp_path)
+    write_detections(tmp_path / "det_json" / "other.json", [box(9, 9)])
+    result, lines = run(capsys, *options)
+    [without] = result["detections"]["no_objects"]
+    assert without.startswith(f"{tmp_path / 'det_json'}: none of 2 images has a detection file")
+    assert result["captions_with_lone_surrogates"] == ["dataset.json: a.png, sentence 1"]
+    assert "  missing images: 1 (gone\\x1b[2J\\u202e.png)" in lines
+    write_detections(tmp_path / "det_json" / "a.json", [box(0.5, 0.5, 0.2, 0.1)])
+    result, lines = run(capsys, *options)
+    assert result["detections"]["no_objects"] == []
+    [implausible] = result["detections"]["implausible_boxes"]
+    assert implausible.startswith("fractions: ") and "a.png, 40 x 40 pixels" in implausible
+    assert lines[-1] == (
+        "findings: captions with lone surrogates 1, missing images 1, implausible boxes 1"
+    )
+
+
 def test_detections_that_fit_two_images_are_a_finding(faulty, capsys):
     write_detections(faulty / "det_json" / "twice.json", [box(1, 1)])
     result, _ = run(capsys, "--dataset", "mine", "--data-root", faulty)
@@ -310,5 +333,5 @@ def test_rsitmd_shares_names_with_rsicd(real_data, form):
     scans = []
     for name, own_form in (("RSITMD", form), ("RSICD", "auto")):
         found = read_annotations(real_data / name, own_form)
-        scans.append(audit.Scan(found, found.splits, {}, {}, {}, {}))  # no image is read
+        scans.append(audit.Scan(found, found.splits, {}, {}, {}, {}, {}))  # no image is read
     assert len(audit.compare(*scans)["same_stem"]) == 267

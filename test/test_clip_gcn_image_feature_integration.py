@@ -15,7 +15,7 @@ from clip_gcn_image_feature_integration import (
     encode_texts,
     load_images,
 )
-from conftest import ROOT
+from conftest import ROOT, box, write_detections, write_image
 from model import load_checkpoint
 
 NAMES = [f"sample_{i}.png" for i in range(1, 6)]
@@ -172,3 +172,22 @@ def test_features_are_exported(checkpoint, tmp_path):
         assert found["names"].tolist() == NAMES
         for name in ("clip", "graph", "fused"):
             assert np.array_equal(found[name], expected[name].numpy())
+
+
+def test_detections_that_are_none_or_nonsense_are_a_warning(tmp_path, checkpoint, capsys):
+    _, saved = load_checkpoint(checkpoint)
+    image = write_image(tmp_path / "a.png")
+
+    def warning():
+        load_images([image], ["a.png"], tmp_path / "det_json", saved)
+        return capsys.readouterr().err
+
+    write_detections(tmp_path / "det_json" / "other.json", [box(9, 9)])
+    assert warning().startswith(
+        f"warning: {tmp_path / 'det_json'}: none of 1 images has a detection file there; looked "
+        "for a.json; the folder holds other.json; "
+    )
+    write_detections(tmp_path / "det_json" / "a.json", [box(99, 9)])
+    assert warning().startswith("warning: outside: 1 of 1 boxes lie mostly outside their image")
+    write_detections(tmp_path / "det_json" / "a.json", [box(9, 9)])
+    assert warning() == ""

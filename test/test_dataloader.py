@@ -85,9 +85,59 @@ def test_a_folder_of_detections_is_optional_unless_it_is_given(five):
     assert load(five).missing == 5
 
 
+FOUND_NONE = "none of 5 images has a detection file there; looked for imgs/a.json, imgs/b.json, "
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, FOUND_NONE + "imgs/c.json, ...; the folder is empty; name the folder"),
+        (
+            {f"{i}.json": "[]" for i in range(9)},
+            FOUND_NONE + "imgs/c.json, ...; the folder holds 0.json, 1.json, 2.json, ...; name",
+        ),
+        (
+            {"classes.txt": "ship", "x/a.txt": "0 0.5 0.5 0.1 0.1"},
+            FOUND_NONE + "imgs/c.json, ...; the folder holds classes.txt, x/a.txt; a.txt is YOLO",
+        ),
+        (
+            {"a.json": "[]", "b.json": "[]"},
+            "2 of 5 images have a detection file there, all of them empty lists; name the folder",
+        ),
+    ],
+    ids=["empty folder", "of others", "YOLO", "empty lists"],
+)
+def test_detections_that_no_image_has_end_training_and_are_said_elsewhere(
+    five, tmp_path, capsys, files, message
+):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    given = {"data_root": [str(five)], "det_json": [str(folder)]}
+    with pytest.raises(ValueError) as error:
+        read_data_sets(options_of(**given))
+    assert str(error.value).startswith(f"{folder}: {message}")
+    load(five, det_json=given["det_json"])  # as evaluate.py does
+    assert capsys.readouterr().err == f"warning: mini train: {error.value}\n"
+    shutil.rmtree(five / "det_json")
+    folder.rename(five / "det_json")
+    read_data_sets(options_of(data_root=[str(five)]))  # not asked for: no error
+
+
+def test_a_file_in_the_place_of_a_folder_of_detections_is_named(five):
+    path = five / "coco.json"
+    path.write_text('{"images": [], "annotations": []}', encoding="utf-8")
+    with pytest.raises(ValueError, match="coco.json: this is COCO"):
+        data_of(five, det_json=[str(path)])
+    with pytest.raises(ValueError, match="dataset.json: a file; --det-json takes the folder"):
+        data_of(five, det_json=[str(five / "dataset.json")])
+
+
 def test_scenes_are_made_where_there_is_no_other_data_set(five):
     with pytest.raises(ValueError, match=f"{five}.*--dataset"):
-        data_of(five, dataset=["scenes"])
+        read_data_sets(options_of(dataset=["scenes"], data_root=[str(five)]))
 
 
 # ------------------------------------------------------------------ one data set
@@ -245,6 +295,15 @@ def test_joint_images_are_those_of_the_data_sets_one_after_another(pair, capsys)
             assert torch.equal(image_set[i][key], item[key])
         assert image_set[i]["index"] == i
     assert image_set.hashes == alone[0].hashes + alone[1].hashes
+
+
+def test_what_seems_wrong_is_said_of_its_data_set_alone(pair, capsys):
+    write_detections(pair[1] / "det_json" / "e.json", [box(0.5, 0.5, 0.1, 0.1)])
+    write_detections(pair[1] / "det_json" / "b.json", [])
+    joint(pair)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: two train: fractions: cx, cy, w, h of all 1 boxes")
+    assert "e.png, 37 x 44 pixels: [0.5, 0.5, 0.1, 0.1, 0, 0.9]" in line
 
 
 def test_problems_of_joint_images_are_those_of_all_data_sets(pair):

@@ -153,6 +153,26 @@ def test_a_malformed_file_is_named(tmp_path, expected, content):
     assert str(error.value).startswith(f"{path}: expected {expected}")
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "gone\x1b.json"
+    with pytest.raises(ValueError) as error:
+        load_detections(path)
+    assert str(error.value) == f"{tmp_path}/gone\\x1b.json: no such file"
+    with pytest.raises(ValueError, match="not readable as a file"):
+        load_detections(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "no label"), (b"# none\n\n", "no label"), (b"ship\nplane\0\n", "line 2: a NUL")],
+)
+def test_label_files_that_are_empty_or_no_text_are_refused(tmp_path, content, problem):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"labels.txt: {problem}"):
+        read_label_map(path)
+
+
 def test_what_is_valid(tmp_path):
     assert load_detections(write(tmp_path, "[]")) == []
     expected = {"label": "plane", "bbox": [1.0, 2.0, 3.0, 4.0, 0.0, 0.5]}

@@ -274,6 +274,25 @@ def test_the_command_prints_and_draws_a_sample(tmp_path, capsys):
     assert 0.005 < changed.mean() < 0.5
 
 
+@pytest.mark.parametrize(
+    ("image", "target", "message"),
+    [
+        ("gone.png", "graph.png", "gone.png: no such image"),
+        ("notes.xyz", "graph.png", "notes.xyz: not readable as an image"),
+        ("sample_1.png", "graph.xyz", "graph.xyz: the suffix is of no image format"),
+    ],
+)
+def test_images_that_cannot_be_read_or_written_are_errors_of_one_line(
+    tmp_path, capsys, image, target, message
+):
+    (tmp_path / "notes.xyz").write_text("no image")
+    folder = ROOT / "test" if image == "sample_1.png" else tmp_path
+    detections = str(ROOT / "det_json" / "sample_1.json")
+    with pytest.raises(ValueError, match=message) as error:
+        V_Graph.main([detections, "--image", str(folder / image), "--draw", str(tmp_path / target)])
+    assert "\n" not in str(error.value) and capsys.readouterr().out == ""
+
+
 def _outline(angle, scale):
     """Where a drawn 200 x 80 box centred at (150, 200) is red, as (along, across) its axes.
 

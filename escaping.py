@@ -1,0 +1,16 @@
+"""Names on a terminal: characters that would move, hide or colour text are shown escaped.
+
+A root file because every room prints names of files.
+"""
+
+
+def escaped(name):
+    """A name or path as printable text: control characters, direction marks and the like escaped.
+
+    "a\\x1b[2J.png", with an escape character, becomes the text `a\\x1b[2J.png`; a lone surrogate,
+    which no terminal takes, becomes `\\ud800`. Letters of all scripts stay.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(name)
+    )
