@@ -8,8 +8,8 @@
 Figures follow the field's protocol (see metrics/protocol.py). Ranks are expectations under random
 order of the tied (see metrics/ranks.py); the pessimistic and optimistic bounds are printed where
 they differ by 0.1 point or more. Codes that sort print one order-dependent value between these
-bounds. Intervals are 95 %, over images (see metrics/intervals.py). Each data set is a gallery of
-its own.
+bounds. Intervals are 95 %, of one run over images, of several over seeds too (see
+metrics/intervals.py). Each data set is a gallery of its own.
 
 The module shadows the PyPI package of the same name: run from the root of this project.
 Sizes in the shapes below: T captions, D the embedding width.
@@ -214,7 +214,9 @@ def _read_images(data, split, saved):
 def _result(job, saved, options, given, found):
     """A result as it is written to --json."""
     records = job.data.records(options.split)
-    weights_file = Path(saved.get("path", job.checkpoint))
+    is_plain_clip = "path" in saved
+    weights_file = Path(saved["path"] if is_plain_clip else job.checkpoint)
+    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
     table_by_image = per_image(found, [record.name for record in records], KS)
     return {
         "dataset": job.data.name,
@@ -222,7 +224,9 @@ def _result(job, saved, options, given, found):
         "origin": job.data.annotations.origin,
         "checkpoint": job.checkpoint,
         # Of the file, for a CLIP's name or folder too.
-        "checkpoint_sha256": hashlib.sha256(weights_file.read_bytes()).hexdigest(),
+        "checkpoint_sha256": digest,
+        # Of what --clip named in training; a plain CLIP is where it starts.
+        "start_sha256": digest if is_plain_clip else saved.get("start_sha256"),
         "definition": saved["definition"],
         "epoch": saved.get("epoch"),
         "caption_equivalence": options.caption_equivalence,
@@ -230,7 +234,7 @@ def _result(job, saved, options, given, found):
         "training_options": saved["options"],
         "left_out": saved.get("left_out"),
         **measure(found),
-        "intervals": bootstrap(table_by_image),
+        "intervals": bootstrap([table_by_image]),
         "per_image": table_by_image,
     }
 

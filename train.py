@@ -76,20 +76,21 @@ def remove_leftovers(out):
 
 
 def prepare_model(options, checkpoint):
-    """(model, its sizes, label map): new ones, or as the stopped run left them."""
+    """(model, its sizes, label map, start_sha256): new ones, or as the stopped run left them."""
     if checkpoint is not None:
         model_config = checkpoint["definition"]
         model = build(model_config, checkpoint["labels"], options)
         add_adapters(model, options)
         model.load_state_dict(checkpoint["weights"])
-        return model, model_config, LabelMap(checkpoint["labels"])
+        # Runs that began before it was saved have none.
+        return model, model_config, LabelMap(checkpoint["labels"]), checkpoint.get("start_sha256")
     if options["graph"] == "published":
         label_map = LabelMap(PUBLISHED_LABELS)
     else:
         label_map = read_label_map(options["labels"] or LABELS)
-    model, model_config = start_model(options, label_map.lines)
+    model, model_config, start_sha256 = start_model(options, label_map.lines)
     options["model"] = model_config["name"]
-    return model, model_config, label_map
+    return model, model_config, label_map, start_sha256
 
 
 def print_what_trains(model, device, precision):
@@ -260,7 +261,7 @@ def train(options, checkpoint, lock):
         curves.require_matplotlib()
     device = prepare_machine(options, checkpoint)
     remove_leftovers(out)
-    model, model_config, label_map = prepare_model(options, checkpoint)
+    model, model_config, label_map, start_sha256 = prepare_model(options, checkpoint)
     data = read_data(options, model_config, label_map)
     model.to(device, memory_format=torch.channels_last)
     freeze(model, options["train"])
@@ -283,6 +284,7 @@ def train(options, checkpoint, lock):
         "origin": {data_set.name: data_set.annotations.origin for data_set in data.data_sets},
         "left_out": data.left_out,
         "data_digest": data.digest,
+        "start_sha256": start_sha256,
     }
     begin = time.perf_counter()
     training_loop(learner, data, options, content, progress, lines, lock)

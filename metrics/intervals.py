@@ -1,28 +1,33 @@
-"""How sure a figure is: 95 % bootstrap intervals over images, for one result and for a difference.
+"""How sure a figure is: 95 % bootstrap intervals of a method's figures, and of a difference of two.
 
-Images are drawn with replacement, each with its captions; the gallery stays whole (percentile
-bootstrap, Efron and Tibshirani 1993). What an interval holds is the chance in the choice of test
-images, not that of training: several seeds tell that.
+A method's runs differ in their seed. One draw takes as many runs as there are, with replacement,
+then as many images as there are, with replacement and each with its captions. The images are the
+same for all runs of the draw, since all were measured on the same ones; the gallery stays whole.
+The interval reaches from the 2.5th to the 97.5th percentile of the figures of 2,000 draws
+(percentile bootstrap: Efron and Tibshirani 1993, chapter 13; hierarchical bootstrap, here of two
+crossed levels: Owen 2007, "The pigeonhole bootstrap").
 
-`per_image` in the functions below is a result file's dict: "names", "captions" (how many each) and,
-for "image_to_text" and "text_to_image", lists by recall ("R@1", ...): the chance of a hit, for
-"text_to_image" its sum over the image's captions. All figures are percent and come as {"mR": ...,
-"image_to_text": {"R@1": ...}, "text_to_image": {...}}.
+So the interval holds the chance in the choice of test images and that of training. Of one run it
+holds the images' alone. Of few runs, R, the chance of training comes out too small: the drawn means
+have (R - 1) / R of the variance that a mean of R runs has.
+
+A table by image, `per_image` below, is a result file's dict: "names", "captions" (how many each)
+and, for "image_to_text" and "text_to_image", lists by recall ("R@1", ...): the chance of a hit, for
+"text_to_image" its sum over the image's captions. `runs` are such tables, of one method. All
+figures are percent and come as {"mR": ..., "image_to_text": {"R@1": ...}, "text_to_image": {...}}.
+Sizes in the shapes below: R runs, I images, C recalls of both directions, S draws.
 """
 
-import json
-import re
 from itertools import zip_longest
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from metrics.methods import methods, seeds_of
 from metrics.ranks import DIRECTIONS
 
-SAMPLES = 2000  # draws of the images
+SAMPLES = 2000  # draws
 PERCENTILES = (2.5, 97.5)  # of the drawn figures: they bound an interval
-GONE = ("tensorboard",)  # options of older runs that are no more, and never changed a result
 
 
 class Difference(NamedTuple):
@@ -36,8 +41,8 @@ class Difference(NamedTuple):
 # ------------------------------------------------------------------ figures of weighted images
 
 
-def _table(per_image):
-    """Columns by image (I, C + 1): the recalls of both directions, then the number of captions."""
+def _columns_of_one(per_image):
+    """Columns by image (C + 1, I): the recalls of both directions, then the number of captions."""
     columns = []
     for direction in DIRECTIONS:
         columns += per_image[direction].values()
@@ -45,11 +50,16 @@ def _table(per_image):
     lengths = {len(column) for column in [*columns, per_image["names"]]}
     if len(lengths) > 1 or lengths == {0}:
         raise ValueError(f"per_image: expected lists of one length, found {sorted(lengths)}")
-    return np.array(columns, dtype=float).T  # (I, C + 1)
+    return np.array(columns, dtype=float)
+
+
+def _columns(runs, first):
+    """The columns of runs (R, C + 1, I), their images in the order of the table `first`."""
+    return np.array([_columns_of_one(_in_order_of(first, run)) for run in runs])
 
 
 def _figures(sums, images):
-    """Figures (..., C + 1), the recalls and last mR, of a table's column sums (..., C + 1).
+    """Figures (..., C + 1), the recalls and last mR, of the columns' sums (..., C + 1).
 
     images: how many images were summed. The last column sum is their number of captions.
     """
@@ -74,28 +84,67 @@ def _named(per_image, values):
     return named
 
 
-def _intervals(table, samples, seed):
-    """The 2.5th and 97.5th percentile of each figure, (2, C + 1), over draws of images."""
+def _mean_sums(columns):
+    """The columns' sums over all images, (C + 1), the mean of the runs."""
+    return columns.sum(axis=2).mean(axis=0)
+
+
+# ------------------------------------------------------------------ draws
+
+
+def _sums_of_drawn_images(columns, samples, seed):
+    """The columns' sums over each draw of images, (S, R, C + 1)."""
+    runs, width, images = columns.shape
+    table = columns.reshape(runs * width, images).T  # (I, R (C + 1))
     rng = np.random.default_rng(seed)
-    images = len(table)
     sums = []
     for _ in range(samples):
         drawn = rng.integers(images, size=images)
         times = np.bincount(drawn, minlength=images)
         sums.append(times @ table)
-    return np.percentile(_figures(np.array(sums), images), PERCENTILES, axis=0)
+    return np.array(sums).reshape(samples, runs, width)
 
 
-def figures(per_image):
-    """The figures of a table: mR and recalls in percent."""
-    table = _table(per_image)
-    return _named(per_image, _figures(table.sum(axis=0), len(table)).tolist())
+def _times_drawn(runs, samples, rng):
+    """How often each draw holds each run, (S, R)."""
+    drawn = rng.integers(runs, size=(samples, runs))
+    is_run = drawn[:, :, None] == np.arange(runs)  # (S, R, R)
+    return is_run.sum(axis=1)
 
 
-def bootstrap(per_image, samples=SAMPLES, seed=0):
-    """[low, high] of mR and of each recall: the 95 % percentile interval over images."""
-    bounds = _intervals(_table(per_image), samples, seed)  # (2, C + 1)
-    return _named(per_image, bounds.T.tolist())
+def _drawn_sums(columns, samples, seed, level):
+    """The columns' sums over each draw of runs and images, (S, C + 1), the mean of its runs.
+
+    Images are drawn by the seed, runs by (seed, level): one seed gives the same images for another
+    level, and for any number of runs.
+    """
+    runs = len(columns)
+    sums = _sums_of_drawn_images(columns, samples, seed)  # (S, R, C + 1)
+    times = _times_drawn(runs, samples, np.random.default_rng([seed, level]))  # (S, R)
+    return (times[:, :, None] * sums).sum(axis=1) / runs
+
+
+def _bounds(sums, images):
+    """The 2.5th and 97.5th percentile of the figures, (2, C + 1), of sums (S, C + 1)."""
+    return np.percentile(_figures(sums, images), PERCENTILES, axis=0)
+
+
+def figures(runs):
+    """mR and recalls in percent, the mean of the runs; ValueError where their images differ."""
+    first = runs[0]
+    columns = _columns(runs, first)
+    return _named(first, _figures(_mean_sums(columns), len(first["names"])).tolist())
+
+
+def bootstrap(runs, samples=SAMPLES, seed=0):
+    """[low, high] of mR and of each recall: the 95 % interval over runs and images.
+
+    Of one run it is over images only. Raises ValueError where the runs' images differ.
+    """
+    first = runs[0]
+    sums = _drawn_sums(_columns(runs, first), samples, seed, level=1)
+    bounds = _bounds(sums, len(first["names"]))  # (2, C + 1)
+    return _named(first, bounds.T.tolist())
 
 
 # ------------------------------------------------------------------ two results
@@ -137,32 +186,30 @@ def _require_equal(first, other, field, what):
             )
 
 
-def paired(per_image_a, per_image_b, samples=SAMPLES, seed=0):
+def difference(runs_a, runs_b, same_seeds, samples=SAMPLES, seed=0):
     """Difference a - b of mR and of each recall, as a `Difference` with its 95 % interval.
 
-    Both are drawn together, so that what is hard in an image cancels out. Raises ValueError where
-    the images are not the same.
+    Both are drawn on the same images, so that what is hard in an image cancels out. same_seeds:
+    whether run k of a and run k of b have the same seed; then they are drawn together, so that what
+    a seed does to both cancels out too. Otherwise each method's runs are drawn by themselves.
+    Raises ValueError where the images are not the same.
     """
-    per_image_b = _in_order_of(per_image_a, per_image_b)
-    differences = _table(per_image_a)  # (I, C + 1)
-    differences[:, :-1] -= _table(per_image_b)[:, :-1]  # all but the numbers of captions
-    values = _figures(differences.sum(axis=0), len(differences))
-    low, high = _intervals(differences, samples, seed)
-    columns = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
-    return _named(per_image_a, [Difference(*column) for column in columns])
-
-
-def averaged(per_images):
-    """The mean of several runs' tables, image by image; ValueError where the images differ."""
-    first = per_images[0]
-    per_images = [_in_order_of(first, table) for table in per_images]
-    result = {"names": first["names"], "captions": first["captions"]}
-    for direction in DIRECTIONS:
-        result[direction] = {}
-        for recall in first[direction]:
-            runs = [table[direction][recall] for table in per_images]
-            result[direction][recall] = np.mean(runs, axis=0).tolist()
-    return result
+    first = runs_a[0]
+    images = len(first["names"])
+    a = _columns(runs_a, first)  # (R, C + 1, I)
+    b = _columns(runs_b, first)
+    values = _figures(_mean_sums(a), images) - _figures(_mean_sums(b), images)  # (C + 1)
+    if same_seeds:
+        a_minus_b = a - b
+        a_minus_b[:, -1] = a[:, -1]  # the numbers of captions, by which hits are divided
+        drawn = _drawn_sums(a_minus_b, samples, seed, level=1)  # (S, C + 1)
+    else:
+        drawn_a = _drawn_sums(a, samples, seed, level=1)
+        drawn = drawn_a - _drawn_sums(b, samples, seed, level=2)
+        drawn[:, -1] = drawn_a[:, -1]
+    low, high = _bounds(drawn, images).tolist()
+    columns = zip(values.tolist(), low, high, strict=True)
+    return _named(first, [Difference(*column) for column in columns])
 
 
 # ------------------------------------------------------------------ two files
@@ -180,74 +227,57 @@ class Comparison(NamedTuple):
     pairs: dict  # seed -> (mR, mR, Difference), where the files have the same several seeds
 
 
-def method(result, free):
-    """What a result's training was, as a string: results of one method differ in chance alone.
-
-    free: names of options that change no result. They are left out, as is the seed, and so are
-    options that did nothing, which an older run may not have: those without a value, and `lora`
-    where LoRA was not trained. Runs of several seeds may each begin with weights of their own, as
-    runs/first-0/plain.pt: the run's seed in such a path becomes SEED.
-    """
-    options = result["training_options"]
-    ignored = {*free, *GONE, "seed"}
-    if options.get("train") != "lora":
-        ignored.add("lora")
-    relevant = {}
-    for name, value in options.items():
-        if name not in ignored and value is not None:
-            relevant[name] = value
-    start = relevant.get("clip")
-    if start and Path(start).suffix:  # a file, not a CLIP's name
-        relevant["clip"] = _without_seed(start, options.get("seed"))
-    return json.dumps(relevant, sort_keys=True, default=str)
+def _have_the_same_seeds(results_a, results_b):
+    """Whether the seeds are the same in both, each once; one run each has nothing to draw."""
+    seeds_a, seeds_b = seeds_of(results_a), seeds_of(results_b)
+    if len(seeds_a) == len(seeds_b) == 1:
+        return True
+    seeds_are_unique = len(set(seeds_a)) == len(seeds_a) == len(seeds_b)
+    return seeds_are_unique and set(seeds_a) == set(seeds_b)
 
 
-def _without_seed(path, seed):
-    """A path with SEED for every number that is the seed."""
-    whole_number = rf"(?<!\d){seed}(?!\d)"
-    return re.sub(whole_number, "SEED", path)
+def _in_order_of_seeds(results_a, results_b):
+    """The results of b in the order of a's seeds."""
+    of_seed = dict(zip(seeds_of(results_b), results_b, strict=True))
+    return [of_seed[seed] for seed in seeds_of(results_a)]
 
 
-def seeds_of(results):
-    """The seeds that results were trained with, in their order; None for a plain CLIP."""
-    return [result["training_options"].get("seed") for result in results]
+def _tables(results):
+    return [result["per_image"] for result in results]
 
 
 def _pairs(results_a, results_b):
-    """{seed: (mR of a, mR of b, their Difference)}, empty where seeds are not the same several."""
-    seeds_a, seeds_b = seeds_of(results_a), seeds_of(results_b)
-    seeds_are_unique = len(set(seeds_a)) == len(seeds_a) == len(seeds_b)
-    if len(seeds_a) < 2 or not seeds_are_unique or set(seeds_a) != set(seeds_b):
-        return {}
-    table_of_b = {
-        seed: result["per_image"] for seed, result in zip(seeds_b, results_b, strict=True)
-    }
+    """{seed: (mR of a, mR of b, their Difference)} of results with the same seeds, in one order."""
     pairs = {}
-    for seed, result in zip(seeds_a, results_a, strict=True):
-        a, b = result["per_image"], table_of_b[seed]
-        pairs[seed] = (figures(a)["mR"], figures(b)["mR"], paired(a, b)["mR"])
+    for result_a, result_b in zip(results_a, results_b, strict=True):
+        a, b = _tables([result_a]), _tables([result_b])
+        [seed] = seeds_of([result_a])
+        pairs[seed] = (figures(a)["mR"], figures(b)["mR"], difference(a, b, same_seeds=True)["mR"])
     return pairs
 
 
 def _compared(place, results_a, results_b, free):
     """The `Comparison` of a place, which is (data set, split)."""
     for results in (results_a, results_b):
-        if len({method(result, free) for result in results}) > 1:
+        if len(methods(results, free)) > 1:
             raise ValueError("a file holds runs that differ in more than the seed: a file a method")
     protocols = {result["caption_equivalence"] for result in [*results_a, *results_b]}
     if len(protocols) > 1:
         raise ValueError("one with --caption-equivalence, one without: evaluate both alike")
-    mean_a = averaged([result["per_image"] for result in results_a])
-    mean_b = averaged([result["per_image"] for result in results_b])
+    same_seeds = _have_the_same_seeds(results_a, results_b)
+    several = len(results_a) > 1
+    if same_seeds and several:
+        results_b = _in_order_of_seeds(results_a, results_b)
+    runs_a, runs_b = _tables(results_a), _tables(results_b)
     dataset, split = place
     return Comparison(
         dataset=dataset,
         split=split,
-        images=len(mean_a["names"]),
-        runs=(len(results_a), len(results_b)),
-        figures=(figures(mean_a), figures(mean_b)),
-        difference=paired(mean_a, mean_b),
-        pairs=_pairs(results_a, results_b),
+        images=len(runs_a[0]["names"]),
+        runs=(len(runs_a), len(runs_b)),
+        figures=(figures(runs_a), figures(runs_b)),
+        difference=difference(runs_a, runs_b, same_seeds),
+        pairs=_pairs(results_a, results_b) if same_seeds and several else {},
     )
 
 
@@ -262,9 +292,9 @@ def by_place(results):
 def compare(results_a, results_b, free=()):
     """Comparisons of the results in two files, for each data set and split that both hold.
 
-    Several results of a split in a file are runs of one method, which differ in seed and `free`
-    options alone: they are averaged. What one file alone holds is left out. Raises ValueError where
-    nothing is in both, and where methods in a file, images or protocol differ.
+    Several results of a split in a file are runs of one method (see `methods`), of which the mean
+    counts. What one file alone holds is left out. Raises ValueError where nothing is in both, and
+    where methods in a file, images or protocol differ.
     """
     places_a, places_b = by_place(results_a), by_place(results_b)
     found = []

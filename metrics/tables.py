@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-from metrics.intervals import by_place, method, seeds_of
+from metrics.intervals import bootstrap, by_place
+from metrics.methods import methods, seeds_of
 from metrics.ranks import DIRECTIONS, direction_name
 
 WIDE = 0.1  # points by which ties have to move a figure to be mentioned
@@ -65,24 +66,28 @@ def detailed(result):
     low, high = result["intervals"]["mR"]
     ties = _ties_of_mean(result)
     ties = f" (ties: {ties})" if ties else ""
-    lines.append(f"mR {result['mR']:.1f}, 95 % interval {low:.1f} to {high:.1f}{ties}")
+    interval = f"95 % interval {low:.1f} to {high:.1f} over images only"
+    lines.append(f"mR {result['mR']:.1f}, {interval}{ties}")
     return "\n".join(lines)
 
 
 def summary(results, free=("out",)):
     """A line a result, by data set; and mean and sample deviation of those that differ in seed.
 
-    free: training options that may differ too, since they change no result.
+    The interval of a result is over images, that of a mean over seeds and images. free: training
+    options that may differ too, since they change no result.
     """
     recalls = recalls_of(results[0]["image_to_text"])
     heads = [f"{side} {recall}" for side in ("to text", "to image") for recall in recalls]
     rows = [["checkpoint", "data set", "split", "images", *heads, "mR [95 % interval]", "ties: mR"]]
+    intervals = "intervals: over images only"
     for own in by_place(results).values():
         for result in own:
             rows.append(_row(result))
         for group in _groups_of_seeds(own, free):
             rows.append(_mean_row(group))
-    lines = _aligned(rows)
+            intervals = "intervals: of a result over images only, of a mean over seeds and images"
+    lines = [*_aligned(rows), intervals]
     if results[0]["caption_equivalence"]:
         lines.append("equal captions counted as one")
     return "\n".join(lines)
@@ -109,23 +114,28 @@ def _mean_row(group):
     cells = []
     for column in zip(*[_figures(result) for result in group], strict=True):
         cells.append(f"{mean(column):.1f} ± {stdev(column):.1f}")
+    low, high = bootstrap([result["per_image"] for result in group])["mR"]
+    cells[-1] += f" [{low:.1f}, {high:.1f}]"
     name = f"mean ± standard deviation of {len(group)}"
     first = group[0]
     return [name, first["dataset"], first["split"], str(first["images"]), *cells, ""]
 
 
 def _groups_of_seeds(results, free):
-    """Those of the results whose training differs in seed alone, in lists of two and more."""
-    groups = {}
-    for result in results:
-        groups.setdefault(method(result, free), []).append(result)
+    """Results of one method on the same images with several seeds, in lists."""
     found = []
-    for group in groups.values():
+    for group in methods(results, free):
         # Equal seeds are two files of one run, or plain CLIPs, which have no options of their own.
         seeds_differ = len(set(seeds_of(group))) == len(group)
-        if len(group) > 1 and seeds_differ:
+        if len(group) > 1 and seeds_differ and _have_the_same_images(group):
             found.append(group)
     return found
+
+
+def _have_the_same_images(results):
+    tables = [result["per_image"] for result in results]
+    images = {tuple(sorted(zip(own["names"], own["captions"], strict=True))) for own in tables}
+    return len(images) == 1
 
 
 def _aligned(rows):
@@ -141,7 +151,10 @@ def _aligned(rows):
 
 
 def comparison(comparisons):
-    """What `intervals.compare` found, in lines: differences in points with 95 % intervals."""
+    """What `intervals.compare` found, in lines: differences in points with 95 % intervals.
+
+    A line says what the intervals are over.
+    """
     lines = []
     for found in comparisons:
         figures_a, figures_b = found.figures
@@ -156,9 +169,22 @@ def comparison(comparisons):
                 for recall, difference in found.difference[direction].items()
             ]
             lines.append(f"  {direction_name(direction)}: {', '.join(cells)}")
+        lines.append(f"  intervals: {_drawn(found)}")
         for seed, (a, b, difference) in found.pairs.items():
-            lines.append(f"  seed {seed}: {_mean_recalls(a, b, difference)}")
+            lines.append(f"  seed {seed}, over images only: {_mean_recalls(a, b, difference)}")
     return "\n".join(lines)
+
+
+def _drawn(found):
+    """What the intervals of a `Comparison` are over, in words."""
+    if found.runs == (1, 1):
+        return "over images only; the chance of training is not in them, which takes several seeds"
+    if found.pairs:
+        return "over seeds and images, runs of a seed drawn together"
+    if 1 in found.runs:
+        single = "first" if found.runs[0] == 1 else "second"
+        return f"over seeds and images, but images only for the {single} file, which has one run"
+    return "over seeds and images, the seeds of each file drawn by themselves"
 
 
 def _mean_recalls(a, b, difference):

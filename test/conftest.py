@@ -213,12 +213,13 @@ def run(mini, tmp_path, tiny_model_config, monkeypatch):
     def start(*arguments, out="out", vision=None):
         model_config = {**tiny_model_config, "vision": vision or tiny_model_config["vision"]}
         monkeypatch.setattr(learner, "read_model_config", lambda name: model_config)
-        fixed = ["--dataset", "mini", "--data-root", str(mini), "--out", str(tmp_path / out)]
+        fixed = ["--dataset", "mini", "--data-root", str(mini)]
+        folder = ["--out", str(tmp_path / out)] if out else []
         device = [] if "--device" in arguments else ["--device", "cpu"]
         cache = ["--cache-dir", str(tmp_path / "cache")]  # not the user's
         small = ["--augment", *device, *cache, "--batch-size", "8", "--epochs", "1"]
-        train.main([*fixed, *small, *arguments])
-        return tmp_path / out
+        train.main([*fixed, *folder, *small, *arguments])
+        return tmp_path / out if out else None
 
     return start
 
@@ -231,9 +232,9 @@ def started(monkeypatch):
     before, start = {}, train.start_model
 
     def remember(*arguments):
-        network, model_config = start(*arguments)
+        network, *rest = start(*arguments)
         before.update({k: v.clone() for k, v in network.state_dict().items()})
-        return network, model_config
+        return network, *rest
 
     monkeypatch.setattr(train, "start_model", remember)
     return before

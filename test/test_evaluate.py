@@ -71,7 +71,7 @@ def test_given_options_replace_a_checkpoints(saved, given, data_root, det_json, 
 def checkpoint(save_tiny, mini):
     left_out = {"mini": {"by_name": ["a"], "captions": 2}}
     arguments = "--dataset", "mini", "--data-root", str(mini)
-    return save_tiny("tiny.pth", *arguments, epoch=7, left_out=left_out)
+    return save_tiny("tiny.pth", *arguments, epoch=7, left_out=left_out, start_sha256="5a")
 
 
 @pytest.fixture
@@ -116,7 +116,8 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
         "left_out": {"mini": {"by_name": ["a"], "captions": 2}},
         "images": 12,
         "captions": 60,
-        "intervals": bootstrap(written["per_image"]),
+        "intervals": bootstrap([written["per_image"]]),
+        "start_sha256": "5a",
     }
     assert {name: written[name] for name in expected} == expected
     assert str(mini) in written["origin"]
@@ -124,7 +125,7 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
     table = written["per_image"]
     assert table["names"] == [record.name for record in records]
     assert table["captions"] == [len(record.captions) for record in records]
-    of_images = figures(table)
+    of_images = figures([table])
     assert of_images["mR"] == pytest.approx(written["mR"], abs=0.01)
     for direction in DIRECTIONS:
         own = {recall: written[direction][recall] for recall in ("R@1", "R@5", "R@10")}
@@ -228,7 +229,7 @@ def test_two_result_files_are_compared(tmp_path, capsys):
     write_results(other, "", [*results, {**results[0], "split": "val"}])
     evaluate.main(["--compare", own, other])
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert first == "ucm test, 210 images, 5 and 5 runs: mR 39.2 - 37.9 = +1.3 [-0.7, +3.4]"
+    assert first == "ucm test, 210 images, 5 and 5 runs: mR 39.2 - 37.9 = +1.3 [-1.3, +4.0]"
     assert last == "ucm val: in one of the files only"
     with pytest.raises(ValueError, match=r"gone\.json: not readable .*--json"):
         evaluate.main(["--compare", own, str(tmp_path / "gone.json")])
@@ -254,6 +255,7 @@ def test_a_plain_clip_is_measured_without_graph(plain_clip, mini, tmp_path, monk
     assert found["training_options"]["dataset"] is None
     digest = hashlib.sha256(plain_clip.read_bytes()).hexdigest()
     assert found["checkpoint_sha256"] == by_name["checkpoint_sha256"] == digest
+    assert found["start_sha256"] == by_name["start_sha256"] == digest  # it tells plain CLIPs apart
     assert by_name["checkpoint"] == "ViT-B/32"
     assert "synthetic scenes" not in "".join(capsys.readouterr())
     with pytest.raises(ValueError, match=r"plain\.pt: a plain CLIP.*--dataset"):

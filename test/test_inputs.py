@@ -218,7 +218,7 @@ def test_adapters_and_new_layers_train_alone_and_are_merged(
     assert said in capsys.readouterr().out
 
     network, saved = load_checkpoint(folder / "last.pth")  # as a plain model
-    adapted, _ = start_model(saved["options"], saved["labels"])
+    adapted, *_ = start_model(saved["options"], saved["labels"])
     adapted.load_state_dict(saved["weights"])
     assert is_adapted(adapted) and not is_adapted(network)
     text = clip.tokenize(["a ship", "two planes near a road"])

@@ -62,7 +62,7 @@ def test_one_result_is_a_table_of_its_figures():
         "                   R@1    R@5   R@10   mean rank   median",
         "image to text     40.0   40.0   40.0         9.0      5.0",
         "text to image     10.0   20.0   30.1         7.3      5.0",
-        "mR 40.0, 95 % interval 38.0 to 43.0",
+        "mR 40.0, 95 % interval 38.0 to 43.0 over images only",
     ]
 
 
@@ -78,7 +78,7 @@ def test_bounds_are_printed_where_they_differ_by_a_tenth(bound, gap, shown):
     assert lines.count(f"  ties: R@5 {ties}") == shown
     assert lines[-1].endswith(f"(ties: {ties})") == shown
     assert sum("ties" in line for line in lines) == 2 * shown
-    _, first, second = tables.table([own, result()]).splitlines()
+    _, first, second, _ = tables.table([own, result()]).splitlines()
     assert first.endswith(ties) == shown and second.endswith("]")
 
 
@@ -89,7 +89,8 @@ def cells(line):
 def test_several_results_are_a_line_each_by_data_set():
     results = [result(40.0, dataset="ucm", out="x"), result(20.0, dataset="rsicd", out="x")]
     results += [result(50.0, dataset="ucm", out="much/longer")]
-    heads, *lines = tables.table(results).splitlines()
+    heads, *lines, last = tables.table(results).splitlines()
+    assert last == "intervals: over images only"
     assert cells(heads)[:5] == ["checkpoint", "data set", "split", "images", "to text R@1"]
     assert [cells(line)[:2] + cells(line)[-2:] for line in lines] == [
         ["x/best_model.pth", "ucm", "40.0", "40.0 [38.0, 43.0]"],
@@ -106,13 +107,20 @@ def test_seeds_of_one_training_get_a_line_of_mean_and_deviation():
     values = (40.0, 44.0, 45.5)
     seeds = [result(v, seed, out=str(seed), plot=seed == 1) for seed, v in enumerate(values)]
     other = result(10.0, 0, fusion="gate")
-    *_, last = lines = tables.table([*seeds, other], free=("out", "plot")).splitlines()
-    assert len(lines) == 1 + 4 + 1
+    *lines, mean, last = tables.table([*seeds, other], free=("out", "plot")).splitlines()
+    assert len(lines) == 1 + 4
+    assert last == "intervals: of a result over images only, of a mean over seeds and images"
     spread = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
     assert spread == "43.2 ± 2.8"
-    assert cells(last) == ["mean ± standard deviation of 3", "mini", "test", "4"] + [spread] * 7
-    *_, last = tables.table([*seeds, other]).splitlines()  # as if the plot mattered
-    assert last.startswith("mean ± standard deviation of 2")
+    *found, mean_recall = cells(mean)
+    assert found == ["mean ± standard deviation of 3", "mini", "test", "4"] + [spread] * 6
+    # All images are alike; of 27 draws of the seeds, the first holds the worst alone.
+    assert mean_recall == f"{spread} [40.0, 45.5]"
+    *_, mean, _ = tables.table([*seeds, other]).splitlines()  # as if the plot mattered
+    assert mean.startswith("mean ± standard deviation of 2")
+    elsewhere = result(50.0, 1)
+    elsewhere["per_image"]["names"][0] = "e.png"
+    assert "±" not in tables.table([result(40.0), elsewhere])
     for different in ({"seed": 0}, {"seed": 1, "dataset": "b"}):  # one run twice, two data sets
         assert "±" not in tables.table([result(40.0), result(50.0, **different)])
 
@@ -121,14 +129,30 @@ def test_comparisons_are_lines_for_people():
     a = [result(60.0, 0), result(50.0, 1)]
     b = [result(40.0, 0), result(32.6, 1)]
     assert tables.comparison(compare(a, b)).splitlines() == [
-        "mini test, 4 images, 2 and 2 runs: mR 55.0 - 36.3 = +18.7 [+18.7, +18.7]",
+        "mini test, 4 images, 2 and 2 runs: mR 55.0 - 36.3 = +18.7 [+17.4, +20.0]",
         *(
-            f"  {name}: " + ", ".join(f"{k} +18.7 [+18.7, +18.7]" for k in RECALLS)
+            f"  {name}: " + ", ".join(f"{k} +18.7 [+17.4, +20.0]" for k in RECALLS)
             for name in ("image to text", "text to image")
         ),
-        "  seed 0: mR 60.0 - 40.0 = +20.0 [+20.0, +20.0]",
-        "  seed 1: mR 50.0 - 32.6 = +17.4 [+17.4, +17.4]",
+        "  intervals: over seeds and images, runs of a seed drawn together",
+        "  seed 0, over images only: mR 60.0 - 40.0 = +20.0 [+20.0, +20.0]",
+        "  seed 1, over images only: mR 50.0 - 32.6 = +17.4 [+17.4, +17.4]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seeds_a", "seeds_b", "said"),
+    [
+        ([0], [0], "over images only; the chance of training is not in them"),
+        ([0], [0, 1], "over seeds and images, but images only for the first file"),
+        ([0, 1], [0], "over seeds and images, but images only for the second file"),
+        ([0, 1], [2, 3, 4], "over seeds and images, the seeds of each file drawn by themselves"),
+    ],
+)
+def test_a_comparison_says_what_its_intervals_are_over(seeds_a, seeds_b, said):
+    a, b = [[result(50.0, seed) for seed in seeds] for seeds in (seeds_a, seeds_b)]
+    *_, last = tables.comparison(compare(a, b)).splitlines()
+    assert last.startswith(f"  intervals: {said}")
 
 
 # ------------------------------------------------------------------ files

@@ -1,5 +1,6 @@
 """Training: it learns, it is reproducible, it writes what it says, and it says what went wrong."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -106,7 +107,11 @@ def test_a_pretrained_start_has_its_weights(run, started, pretrained, graph):
     assert all(torch.equal(started[name], tensor) for name, tensor in weights.items())
     new = {name for name in started if name not in weights}
     assert new == set(filter(is_new, started)) and bool(new) == (graph == "object")
-    assert load_checkpoint(folder / "last.pth")[1]["options"]["model"] == "tiny"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in ("last.pth", "best_model.pth"):
+        saved = load_checkpoint(folder / name)[1]
+        assert (saved["options"]["model"], saved["start_sha256"]) == ("tiny", digest)
+    assert train.prepare_model(saved["options"], saved)[3] == digest  # a resumed run keeps it
     assert "positional_embedding" in changed(started, weights_of(folder))
 
 

@@ -4,8 +4,10 @@ The loop over steps and epochs is in train.py.
 """
 
 import ctypes
+import hashlib
 import math
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -64,16 +66,19 @@ def pick_precision(name, device):
 
 
 def start_model(options, labels):
-    """(model, its sizes) before the first step: --clip's weights where given, else random ones.
+    """(model, its sizes, start_sha256) before the first step.
 
-    labels: lines of the label map. Raises ValueError for an --image-size that does not fit.
+    Weights are those of --clip where it is given, else random. labels: lines of the label map.
+    start_sha256: of the file with --clip's weights, by which runs from one start are known; None
+    without. Raises ValueError for an --image-size that does not fit.
     """
     if options["clip"] is None:
         model, model_config = _from_scratch(options, labels)
+        start_sha256 = None
     else:
-        model, model_config = _from_clip(options, labels)
+        model, model_config, start_sha256 = _from_clip(options, labels)
     add_adapters(model, options)
-    return model, model_config
+    return model, model_config, start_sha256
 
 
 def _from_scratch(options, labels):
@@ -93,7 +98,8 @@ def _from_clip(options, labels):
     model = build(pretrained.model_config, labels, options)
     # The new layers, which no CLIP has, keep their random weights.
     model.load_state_dict({**model.state_dict(), **pretrained.state_dict()})
-    return model, pretrained.model_config
+    start_sha256 = hashlib.sha256(Path(pretrained.path).read_bytes()).hexdigest()
+    return model, pretrained.model_config, start_sha256
 
 
 def freeze(model, train):
