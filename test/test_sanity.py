@@ -81,6 +81,8 @@ def test_degrees_do_not_hide_what_else_is_wrong(scenes):
     boxes, sizes = scenes
     both = changed(changed(boxes, sizes, as_degrees), sizes, as_top_left)
     assert kinds(both, sizes) == [sanity.DEGREES, sanity.TOP_LEFT]
+    upright = np.tile([3.0, 50.0, 96.0, 4.0, 90.0, 0.9], (30, 1))  # inside, turned by 90 degrees
+    assert kinds({"a.png": upright}, {"a.png": (100, 100)}) == [sanity.DEGREES]
 
 
 def test_large_objects_are_no_corners_and_one_side_alone_is_no_top_left():
@@ -91,7 +93,9 @@ def test_large_objects_are_no_corners_and_one_side_alone_is_no_top_left():
     left = np.tile([3.0, 50.0, 14.0, 10.0, 0.0, 0.9], (30, 1))  # over the border by 4
     right = left + [94.0, 0, 0, 0, 0, 0]
     assert kinds({"a.png": left}, size) == [sanity.TOP_LEFT]
-    assert kinds({"a.png": np.concatenate([left, right])}, size) == []
+    assert kinds({"a.png": np.concatenate([left, right[:5]])}, size) == []
+    wide = np.tile([45.0, 50.0, 96.0, 10.0, 0.0, 0.9], (30, 1))  # moved by 48 it would leave
+    assert kinds({"a.png": wide}, size) == []
 
 
 @pytest.mark.parametrize(("outside", "found"), [(0, []), (1, []), (2, [sanity.OUTSIDE])])
