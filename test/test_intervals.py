@@ -72,11 +72,12 @@ def test_intervals_of_one_run_are_those_of_a_loop_over_draws_of_images():
     assert bootstrap([own]) == bootstrap([own], samples=2000, seed=0)
 
 
-def test_intervals_of_one_run_stay_as_they_were_to_the_bit():
+def test_intervals_of_one_run_stay_as_they_were():
     results = read_results(ROOT / "results" / "rsicd-graph.json")
     assert any(hit % 1 for hit in results[0]["per_image"]["image_to_text"]["R@1"])  # of ties
     for result in results:
-        assert bootstrap([result["per_image"]]) == result["intervals"]
+        found, expected = leaves(bootstrap([result["per_image"]])), leaves(result["intervals"])
+        np.testing.assert_allclose(found, expected, rtol=1e-12)  # BLAS may sum in another order
 
 
 @pytest.mark.parametrize("same_seeds", [True, False])

@@ -25,6 +25,7 @@ SAME = {
     "a start by its digest": [result(0, "a", clip="x.pt"), result(1, "a", clip="copy-1/y.pt")],
     "a start named like a seed": [result(seed, "a", clip="first-0/plain.pt") for seed in (0, 1, 2)],
     "starts of each seed": [own(0, start_sha256="a"), own(1, start_sha256="b")],
+    "a run measured twice": [own(0, start_sha256="a")] * 2 + [own(1, start_sha256="b")],
     "starts of each seed, without a digest": [own(0), own(10), own(1, start_sha256="b")],
     "a start without a digest": [result(0, clip="a.pt"), result(1, clip="a.pt")],
     "one has a digest": [result(0, clip="a.pt"), result(1, "a", clip="a.pt")],
