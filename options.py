@@ -158,6 +158,8 @@ OPTIONS = (
     option("--lora", "train", "training", least=0, only={"train": ("lora",)},
            type=number, nargs=3, default=LORA,
            metavar=("RANK", "ALPHA", "DROPOUT"), help="adapters of --train lora"),
+    option("--activation", "train", "training", only={"clip": GIVEN}, choices=ACTIVATIONS,
+           help="of CLIP weights that do not tell it; the error says when it is needed"),
     option("--epochs", "train", "training", least=1, type=int, default=20,
            help="more help while validation still improves"),
     option("--lr", "train", "training", above=0, only={"clip": GIVEN}, type=number,
@@ -199,8 +201,6 @@ OPTIONS = (
            help="from train.py, the published FG-CROSS, or a CLIP: what clip.load takes; default "
                 "the latest run's best_model.pth"),
     option("--checkpoint", "export", "input", required=True, help="ours, or what clip.load takes"),
-    option("--activation", "train", "training", only={"clip": GIVEN}, choices=ACTIVATIONS,
-           help="of CLIP weights that do not tell it; the error says when it is needed"),
     option("--activation", "evaluate infer clip_gcn export", "input", choices=ACTIVATIONS,
            help="of CLIP weights that do not tell it; the error says when it is needed"),
     option("--split", "evaluate", "input", default="test",

@@ -1,0 +1,132 @@
+"""Typical mistakes end in one line that says what, where and what to do; five as processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import audit
+import clip
+import evaluate
+import infer
+import train
+import V_Graph
+from conftest import ROOT
+from dataset import scenes
+
+SAMPLE = str(ROOT / "test" / "sample_1.png")
+BOXES = str(ROOT / "det_json" / "sample_1.json")
+MAINS = {
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "infer": infer.main,
+    "audit": audit.main,
+    "V_Graph": V_Graph.main,
+    "clip": clip.main,
+    "scenes": scenes.main,
+}
+MISTAKES = (  # script, command line, what the message says
+    ("train", "--lr 1e-4", "--lr does nothing without --clip"),
+    ("train", "--activation gelu", "--activation does nothing without --clip"),
+    ("train", "--clip ViT-B/32 --lr 0", "--lr 0.0: expected more than 0"),
+    ("train", "--lr-new -1", "--lr-new -1.0: expected more than 0"),
+    ("train", "--lr-new nan", "finite number"),
+    ("train", "--weight-decay -0.1", "--weight-decay -0.1: expected 0 or more"),
+    ("train", "--patience 0", "--patience 0: expected 1 or more"),
+    ("train", "--batch-size 1", "no negatives"),
+    ("train", "--batch-size 0", "--batch-size 0: expected 1 or more"),
+    ("train", "--image-encoder-ratio 0 0", "leaves no feature"),
+    ("train", "--fusion gate --image-encoder-ratio 1 0", "does nothing without --fusion sum"),
+    ("train", "--max-objects 0", "--max-objects 0: expected 1 or more"),
+    ("train", "--drop-graphs 1.5", "--drop-graphs 1.5: expected 1 or less"),
+    ("train", "--margin 0.3", "--margin does nothing without --loss hinge|hinge-max"),
+    ("train", "--graph none --fusion gate", "--fusion does nothing without --graph object"),
+    ("train", "--graph none --graph-control no-edges", "does nothing without --graph object|publi"),
+    ("train", "--graph none --drop-graphs 0", "--drop-graphs does nothing without --graph"),
+    ("train", "--train lora", "--train lora adapts pretrained weights"),
+    ("train", "--lora 8 16 0", "--lora does nothing without --train lora"),
+    ("train", "--image-size -96", "--image-size -96: expected 1 or more"),
+    ("train", "--workers -1", "--workers -1: expected 0 or more"),
+    ("train", "--clip ViT-B/32 --model small", "leave --model out"),
+    ("train", "--epoch 3", "unrecognized arguments: --epoch"),
+    ("train", "--dataset ucm", "--dataset ucm needs --data-root"),
+    ("train", "--dataset ucm --data-root gone", "gone: no such folder; check --data-root"),
+    ("train", "--resume --out gone", "--resume: no gone/last.pth"),
+    ("evaluate", "--checkpoint gone.pth", "gone.pth: no such checkpoint"),
+    ("evaluate", "--compare gone.json gone.json", "gone.json: not readable"),
+    ("infer", "--checkpoint gone.pth", "gone.pth: no such checkpoint"),
+    ("audit", "--dataset ucm --data-root gone", "gone: no such folder"),
+    ("V_Graph", f"gone.json --image {SAMPLE}", "gone.json"),
+    ("V_Graph", f"{BOXES} --image gone.png", "gone.png: no such image"),
+    ("clip", "export --checkpoint gone.pt --out plain.pt", "gone.pt: no such"),
+    ("scenes", "--out .", "holds other files than scenes"),
+)
+
+
+@pytest.mark.parametrize(("script", "line", "expected"), MISTAKES)
+def test_a_mistake_is_one_line(script, line, expected, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    try:
+        MAINS[script](line.split())
+    except (ValueError, OSError) as error:
+        message = str(error)
+    except SystemExit as error:
+        assert error.code == 2
+        message = capsys.readouterr().err.strip().removeprefix("error: ")
+    else:
+        pytest.fail("no error")
+    assert expected in message and "\n" not in message
+    assert not {path.name for path in tmp_path.iterdir()} - {"file.txt", "runs"}
+
+
+def process(*words, folder, **more):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("train.py", ["--patience", "0"], "--patience 0: expected 1 or more"),
+        ("evaluate.py", ["--checkpoint", "gone.pth"], "gone.pth: no such checkpoint"),
+        ("V_Graph.py", ["gone.json", "--image", SAMPLE], "gone.json"),
+    ],
+)
+def test_a_process_ends_with_the_line_and_code_2(script, words, expected, tmp_path):
+    found = process(str(ROOT / script), *words, folder=tmp_path)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    assert found.stderr.startswith("error: ") and expected in found.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    words = ["gone.json", "--image", SAMPLE, "--debug"]
+    found = process(str(ROOT / "V_Graph.py"), *words, folder=tmp_path)
+    assert found.returncode == 1 and "Traceback" in found.stderr
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    code = "import options, sys\noptions.run(lambda: [print('x' * 1000) for _ in range(10000)])"
+    command = f'{sys.executable} -c "{code}" | head -1'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    assert found.stderr == "" and found.stdout.count("\n") == 1
+
+
+def test_help_comes_before_torch_is_imported():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['train.py', '--help']\n"
+        f"try: runpy.run_path(r'{ROOT / 'train.py'}', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
+    )
+    found = process("-c", code, folder=ROOT)
+    assert found.stdout.splitlines()[-1] == "0 False"
