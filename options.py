@@ -2,8 +2,8 @@
 
     python train.py --help      # the options of one script, in groups
 
-A root file because all scripts share it. It imports nothing of the project and nothing slow, so
-that it can stand below everything, and answers --help and mistyped options at once. To add an
+A root file because all scripts share it. It imports nothing slow, so that it can stand below
+everything, and answers --help and mistyped options at once. To add an
 option, add a row to OPTIONS: its bounds and what it goes with are checked and shown in the help.
 
 `run` ends a script: a mistake of the user's is one line that begins with `error:`.
@@ -15,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from escaping import escaped
 
 # Choices. Where a module has a table of what each one does, a test holds its keys against these.
 ACTIVATIONS = ("quickgelu", "gelu")
@@ -331,7 +333,8 @@ def default_options(script, groups=GROUPS):
 
 def end(message, code=2):
     """End the process with a mistake of the user's, in one line on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    lines = [escaped(line) for line in str(message).split("\n")]
+    print("\n".join(["error: " + lines[0], *lines[1:]]), file=sys.stderr)
     raise SystemExit(code)
 
 
