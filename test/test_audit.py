@@ -295,16 +295,6 @@ def test_ucm(real_data, capsys):
 
 
 @pytest.mark.slow
-def test_rsitmd_without_most_of_its_images(real_data, capsys):
-    options = ("--dataset", "rsitmd", "--data-root", real_data / "RSITMD", "--annotations", "txt")
-    result, _ = run(capsys, *options)
-    assert result["splits"]["train"]["images_with_one_text"] == 36
-    assert len(result["blank_captions"]) == 20 and len(result["images_without_captions"]) == 4
-    assert result["images"]["read"] == 5
-    assert len(result["images"]["missing_images"]) == 4287 + 452 - 5
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["txt", "pir"])
 def test_rsitmd_shares_names_with_rsicd(real_data, form):
     scans = []

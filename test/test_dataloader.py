@@ -192,14 +192,6 @@ def test_dev_images_are_drawn_alike_for_every_seed(five):
     assert [record.name for record in first.records("val")] == ["a.tif"]
 
 
-def test_beside_a_dev_split_val_is_held_out_too(five):
-    assert data_of(five).held_out == []
-    assert data_of(five, dev_images=2).held_out == ["val"]
-    write_karpathy(five, {"train": CAPTIONS, "val": VAL, "test": VAL})
-    assert data_of(five).held_out == ["test"]
-    assert data_of(five, dev_images=2).held_out == ["test", "val"]
-
-
 def test_a_drawn_validation_split_follows_the_seed(five):
     write_karpathy(five, {"train": CAPTIONS})
     drawn = [[r.name for r in data_of(five, seed=seed).records("val")] for seed in (0, 0, 1, 2)]
