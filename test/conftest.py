@@ -14,7 +14,7 @@ import model
 from backbones import model_configs
 from backbones.towers import CLIP
 from dataset import scenes
-from det_formats.det_json import read_label_map
+from det_formats.det_json import LABELS, read_label_map
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SIZE = 32
@@ -190,7 +190,8 @@ def save_tiny(tmp_path, tiny_model_config):
     def save(name, *arguments, **state):
         from train import parse  # here, so that only these tests need all of training
 
-        options, labels = parse(list(arguments))[0], read_label_map().lines
+        options = parse(list(arguments))[0]
+        labels = read_label_map(options["labels"] or LABELS).lines
         torch.manual_seed(options["seed"])
         network = model.build(tiny_model_config, labels, options)
         model.save_checkpoint(tmp_path / name, network, tiny_model_config, labels, options, **state)

@@ -17,6 +17,7 @@ from clip_gcn_image_feature_integration import SCENES
 from conftest import ROOT
 from dataset import batches, scenes
 from dataset.annotations import read_annotations
+from det_formats.det_json import read_label_map
 from evaluate import PLACES, merged
 from metrics.intervals import bootstrap, figures
 from metrics.protocol import retrieval_metrics
@@ -205,7 +206,9 @@ def test_several_checkpoints_and_data_sets_are_measured_as_alone(
     assert [row["checkpoint"] for row in rows] == [str(files[0])] * 150 + [str(files[1])] * 150
 
 
-def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini):
+def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(reversed(read_label_map().lines)), encoding="utf-8")
     places = ["--dataset", "mini", "--data-root", str(mini)]
     differences = [
         [],
@@ -213,6 +216,7 @@ def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini)
         ["--graph-control", "exchanged"],
         ["--graph-control", "exchanged", "--seed", "1"],
         ["--max-objects", "2"],
+        ["--labels", str(labels)],
     ]
     files = [save_tiny(f"{i}.pth", *places, *how) for i, how in enumerate(differences)]
     files.append(plain_clip)  # its images are larger
