@@ -164,21 +164,18 @@ def test_a_broken_file_is_made_anew_and_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
-def test_features_train_as_frozen_towers_do(run, cache, started, monkeypatch, vision):
+def test_features_train_and_validate_as_frozen_towers(run, cache, started, monkeypatch, vision):
     given = "--train", "graph", "--epochs", "3", "--drop-graphs", "0", *cache
-    found = weights_of(run(*given, vision=vision, out="features"))
+    folder = run(*given, vision=vision, out="features")
+    found = weights_of(folder)
+    checkpoint = ["--checkpoint", str(folder / "last.pth"), "--split", "val", "--device", "cpu"]
+    [result] = evaluate.main([*checkpoint, "--batch-size", "8"])
+    assert result["mR"] == pytest.approx(log_of(folder)[-1]["val_mR"], abs=1e-6)
     monkeypatch.setattr(train, "with_features", lambda data, *_: data)
     expected = weights_of(run(*given, vision=vision, out="towers"))
     assert any(is_new(name) for name in changed(started, found))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-4, msg=name)
-
-
-def test_a_validation_of_features_is_that_of_the_checkpoint(run, cache):
-    folder = run("--train", "graph", "--epochs", "2", *cache)
-    checkpoint = ["--checkpoint", str(folder / "last.pth"), "--split", "val", "--device", "cpu"]
-    [found] = evaluate.main([*checkpoint, "--batch-size", "8"])
-    assert found["mR"] == pytest.approx(log_of(folder)[-1]["val_mR"], abs=1e-6)
 
 
 def test_augmented_images_have_no_features(read, data):

@@ -71,7 +71,7 @@ def nothing():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Forks processes that have all imported already; and the folder of the tiny definition."""
+    """Forks processes that have all imported already; and the folder of the tiny model config."""
     models = tmp_path_factory.mktemp("models")
     (models / "tiny.json").write_text(json.dumps(TINY), encoding="utf-8")
     context = multiprocessing.get_context("forkserver")

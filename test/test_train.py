@@ -161,6 +161,18 @@ def test_the_best_on_validation_is_kept_until_patience_is_lost(run, monkeypatch,
     assert (folder / "last.pth").read_bytes() == before and len(log_of(folder)) == 4
 
 
+def test_every_n_steps_and_every_epoch_are_saved(run, monkeypatch):
+    saved, save = [], train.resume.save_state
+
+    def remember(path, learner, content, progress):
+        saved.append((progress["epoch"], progress["step"]))
+        save(path, learner, content, progress)
+
+    monkeypatch.setattr(train.resume, "save_state", remember)
+    run("--epochs", "2", "--save-every", "2")
+    assert saved == [(1, 2), (2, 0), (2, 1), (2, 3), (3, 0)]  # of three steps an epoch
+
+
 def test_a_drawn_validation_split_is_written(run):
     folder = run("--dev-images", "10", "--seed", "5")
     drawn = json.loads((folder / "split.json").read_text(encoding="utf-8"))["mini"]
