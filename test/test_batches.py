@@ -65,15 +65,6 @@ def test_missing_detections_and_dropped_objects_are_counted(five):
     assert found.counts() == counts
 
 
-def test_features_stand_in_the_place_of_pixels(five):
-    found = load(five)
-    found.features = torch.arange(10.0).view(5, 2)
-    found.pixels = None
-    item = found[3]
-    assert item["image_features"].tolist() == [6, 7] and "image" not in item
-    assert item["mask"].sum() == 4
-
-
 @pytest.mark.parametrize("rows", [0, 4.5, 5])
 def test_neither_cache_nor_workers_change_a_batch(five, tmp_path, rows):
     settings = {"cache_gb": rows * 3 * IMAGE_SIZE**2 / 2**30, "cache_dir": tmp_path / "cache"}
