@@ -237,7 +237,8 @@ def test_collate_pads_caption_ids_and_cuts_texts(five):
     [
         ((), set()),
         (("flip",), {"affine"}),
-        (("crop", "turn"), {"affine"}),
+        (("turn",), {"affine"}),
+        (("crop",), {"affine"}),
         (("colour",), {"colour"}),
         (("erase",), {"hole"}),
         (AUGMENTATIONS, {"affine", "colour", "hole"}),
