@@ -75,6 +75,7 @@ def test_every_row_above_the_context_is_counted():
     found = audit.caption_figures([Record("a", (long, fits)), Record("b", (long,))])
     assert (found["most_tokens"], found["captions_too_long"]) == (78, 2)
     assert found["longest_caption"] == long
+    assert found["images_with_one_text"] == 0  # b has one caption, not one text for several
 
 
 # ------------------------------------------------------------------ images
