@@ -50,10 +50,12 @@ def read(mini, tiny_model_config, cache):
 
 
 def test_only_training_images_to_be_cropped_are_kept_larger(read):
-    for augment, size in ((("crop", "colour"), 43), (("flip",), 32)):
-        data = read("--augment", *augment)[0]
+    for augment, size in ((["crop", "colour"], 43), (["flip"], 32)):
+        data = read("--augment", *augment, "--drop-graphs", "0.5", "--seed", "7")[0]
         assert data.train_set.image_set.image_size == size
         assert [images.image_size for images in data.val_sets] == [32]
+        assert (data.train_set.drop_graphs, data.train_set.seed) == (0.5, 7)
+        assert data.train_set.augment == augment
 
 
 def test_data_that_cannot_be_trained_on_are_one_error(read, mini, tmp_path):
