@@ -182,7 +182,7 @@ DATA = (
         file="dataloader.py",
         old='self.held_out.append("val")',
         new="pass",
-        tests=("test/test_dataloader.py",),
+        tests=("test/test_overlap.py",),
     ),
     Fault(
         name="cache: a file that changed without changing its size is taken for the old one",
