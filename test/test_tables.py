@@ -9,7 +9,6 @@ import pytest
 
 from conftest import ROOT
 from metrics import tables
-from metrics.intervals import compare
 
 RECALLS = ("R@1", "R@5", "R@10")
 
@@ -115,20 +114,6 @@ def test_seeds_of_one_training_get_a_line_of_mean_and_deviation():
     assert last.startswith("mean ± standard deviation of 2")
     for different in ({"seed": 0}, {"seed": 1, "dataset": "b"}):  # one run twice, two data sets
         assert "±" not in tables.table([result(40.0), result(50.0, **different)])
-
-
-def test_comparisons_are_lines_for_people():
-    a = [result(60.0, 0), result(50.0, 1)]
-    b = [result(40.0, 0), result(32.6, 1)]
-    assert tables.comparison(compare(a, b)).splitlines() == [
-        "mini test, 4 images, 2 and 2 runs: mR 55.0 - 36.3 = +18.7 [+18.7, +18.7]",
-        *(
-            f"  {name}: " + ", ".join(f"{k} +18.7 [+18.7, +18.7]" for k in RECALLS)
-            for name in ("image to text", "text to image")
-        ),
-        "  seed 0: mR 60.0 - 40.0 = +20.0 [+20.0, +20.0]",
-        "  seed 1: mR 50.0 - 32.6 = +17.4 [+17.4, +17.4]",
-    ]
 
 
 # ------------------------------------------------------------------ files
