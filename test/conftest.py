@@ -18,10 +18,7 @@ from det_formats.det_json import LABELS, read_label_map
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SIZE = 32
-MODEL_CONFIG = {
-    "image_size": IMAGE_SIZE,
-    "text": {"context_length": 77},
-}  # as far as data go
+MODEL_CONFIG = {"image_size": IMAGE_SIZE, "text": {"context_length": 77}}  # as far as data go
 SIZES = ((64, 64), (96, 64), (64, 96))  # width, height: 96 or 128 pixels without rounding
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -69,13 +66,7 @@ def tiny_model_config():
         "embed_dim": 32,
         "image_size": 32,
         "vision": {"patch_size": 16, "width": 32, "layers": 2, "heads": 2},
-        "text": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 32,
-            "layers": 1,
-            "heads": 2,
-        },
+        "text": {"context_length": 77, "vocab_size": 49408, "width": 32, "layers": 1, "heads": 2},
     }
 
 

@@ -201,20 +201,13 @@ def test_adapters_have_a_rate_of_their_own():
 
 
 @pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
-def test_adapters_and_new_layers_train_alone_and_are_merged(
-    run, started, pretrained, capsys, vision
-):
+def test_adapters_and_new_layers_train_alone_and_are_merged(run, started, pretrained, vision):
     clip_weights = [] if vision else ["--clip", str(pretrained[0]), *ACTIVATION]
     folder = run(*LORA, *clip_weights, vision=vision)
     found = torch.load(folder / "last.pth", weights_only=True)["weights"]
     moved = changed(started, found)
     assert any(".0.A" in name for name in moved) and any(".0.B" in name for name in moved)
     assert all(".0." in name or is_new(name) or name == "logit_scale" for name in moved)
-    trained = sum(found[name].numel() for name in found if ".0.A" in name or ".0.B" in name)
-    trained += sum(found[name].numel() for name in found if is_new(name)) + 1
-    total = sum(p.numel() for n, p in found.items() if "running_" not in n and "num_b" not in n)
-    said = f"{trained:,} of {total:,} parameters ({100 * trained / total:.1f} %) train"
-    assert said in capsys.readouterr().out
 
     network, saved = load_checkpoint(folder / "last.pth")  # as a plain model
     adapted, _ = start_model(saved["options"], saved["labels"])
