@@ -363,9 +363,3 @@ def test_samples_are_those_committed(tmp_path):
     queries = (tmp_path / "queries.txt").read_bytes()
     assert queries == (ROOT / "test" / "queries.txt").read_bytes()
     assert len(list((ROOT / "test").glob("*.png"))) == 5
-
-
-def test_script_writes_where_it_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scenes, "generate", lambda *arguments: arguments)
-    scenes.main(["--out", str(tmp_path), "--seed", "6"])
-    assert f"({str(tmp_path)!r}, 6)" in capsys.readouterr().out
