@@ -1,5 +1,7 @@
 """Learning curves, read back as pixels."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,3 +22,9 @@ def test_learning_curves_are_drawn(tmp_path):
     curves.plot_log(lines[:1], tmp_path / "one.png")
     with pytest.raises(ValueError, match="no epoch"):
         curves.plot_log([], tmp_path / "none.png")
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match="--plot: pip install matplotlib"):
+        curves.require_matplotlib()

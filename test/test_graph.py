@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -157,6 +158,17 @@ def test_the_most_extreme_numbers_that_can_be_read_give_finite_arrays():
     tiny = detection(w=1e-6, h=1e-6, score=0.0)
     nodes, adjacency, *_ = arrays([detection(), far, tiny, detection(w=9e8, h=1e-6)])
     assert np.isfinite(nodes).all() and np.isfinite(adjacency).all()
+
+
+def test_two_thousand_graphs_a_second():
+    scenes = [random_detections(20, seed) for seed in range(50)]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for detections in scenes:
+            arrays(detections)
+        seconds.append(time.perf_counter() - start)
+    assert len(scenes) / min(seconds) >= 2000
 
 
 # ------------------------------------------------------------------ order, and too many objects
