@@ -14,14 +14,11 @@ import model
 from backbones import model_configs
 from backbones.towers import CLIP
 from dataset import scenes
-from det_formats.det_json import read_label_map
+from det_formats.det_json import LABELS, read_label_map
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SIZE = 32
-MODEL_CONFIG = {
-    "image_size": IMAGE_SIZE,
-    "text": {"context_length": 77},
-}  # as far as data go
+MODEL_CONFIG = {"image_size": IMAGE_SIZE, "text": {"context_length": 77}}  # as far as data go
 SIZES = ((64, 64), (96, 64), (64, 96))  # width, height: 96 or 128 pixels without rounding
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -69,13 +66,7 @@ def tiny_model_config():
         "embed_dim": 32,
         "image_size": 32,
         "vision": {"patch_size": 16, "width": 32, "layers": 2, "heads": 2},
-        "text": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 32,
-            "layers": 1,
-            "heads": 2,
-        },
+        "text": {"context_length": 77, "vocab_size": 49408, "width": 32, "layers": 1, "heads": 2},
     }
 
 
@@ -190,7 +181,8 @@ def save_tiny(tmp_path, tiny_model_config):
     def save(name, *arguments, **state):
         from train import parse  # here, so that only these tests need all of training
 
-        options, labels = parse(list(arguments))[0], read_label_map().lines
+        options = parse(list(arguments))[0]
+        labels = read_label_map(options["labels"] or LABELS).lines
         torch.manual_seed(options["seed"])
         network = model.build(tiny_model_config, labels, options)
         model.save_checkpoint(tmp_path / name, network, tiny_model_config, labels, options, **state)
@@ -210,11 +202,12 @@ def run(mini, tmp_path, tiny_model_config, monkeypatch):
     import train  # here, so that only these tests need all of training
     import training.step as learner
 
-    def start(*arguments, out="out", vision=None):
+    def start(*arguments, out="out", vision=None, overwrite=True):
         model_config = {**tiny_model_config, "vision": vision or tiny_model_config["vision"]}
         monkeypatch.setattr(learner, "read_model_config", lambda name: model_config)
         fixed = ["--dataset", "mini", "--data-root", str(mini)]
         folder = ["--out", str(tmp_path / out)] if out else []
+        folder += ["--overwrite"] if overwrite else []
         device = [] if "--device" in arguments else ["--device", "cpu"]
         cache = ["--cache-dir", str(tmp_path / "cache")]  # not the user's
         small = ["--augment", *device, *cache, "--batch-size", "8", "--epochs", "1"]

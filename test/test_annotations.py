@@ -164,19 +164,6 @@ def test_lone_surrogates_are_an_error_with_file_and_place(tmp_path, form):
         assert found.splits["train"] == [Record("a", ("x",))]
 
 
-def test_origin_names_form_files_and_what_was_done(tmp_path):
-    write_as("txt", tmp_path, {"test": TEXTS})
-    write_as("pir", tmp_path, {"test": TEXTS})
-    write_as("karpathy", tmp_path, {"test": TEXTS})
-    origin = {form: read_annotations(tmp_path, form).origin for form in FORMS}
-    assert origin["txt"] == f"text lists in {tmp_path}: test_filename.txt, test_caps.txt"
-    assert origin["pir"] == f"PIR-style JSON in {tmp_path}: x_test.json"
-    assert origin["karpathy"] == f"Karpathy-style JSON {tmp_path / 'dataset.json'}"
-    changed = read_annotations(tmp_path, "txt", "pir", "a photo of {}").origin
-    done = "captions cleaned as by pir; captions within 'a photo of {}'"
-    assert changed == f"{origin['txt']}; {done}"
-
-
 # ------------------------------------------------------------------ cleaning
 
 
@@ -264,31 +251,21 @@ def test_folders_of_names_that_lead_out_of_the_root_are_errors(tmp_path):
 def test_several_forms_are_an_error_that_lists_them_and_one_can_be_chosen(tmp_path):
     for form in FORMS:
         write_as(form, tmp_path, {"test": {f"{form}.tif": ("one",)}})
-    listed = (
-        "--annotations txt (test_filename.txt, test_caps.txt); "
-        "--annotations karpathy (dataset.json); --annotations pir (x_test.json)"
-    )
     message = error_of(tmp_path)
-    assert message.endswith(listed) and str(tmp_path) in message
+    assert message.startswith(str(tmp_path)) and "--annotations karpathy (dataset.json)" in message
+    assert "--annotations txt (test_filename.txt, test_caps.txt)" in message
     for form in FORMS:
         assert as_dicts(read_annotations(tmp_path, form)) == {"test": {f"{form}.tif": ("one",)}}
-
-
-@pytest.mark.parametrize("form", ["auto", *FORMS])
-def test_no_annotations_are_an_error_that_says_what_is_expected(tmp_path, form):
-    write_json(tmp_path / "classes.json", [])
-    for part in (str(tmp_path), "<split>_filename.txt", "dataset*.json", "*_train.json"):
-        assert part in error_of(tmp_path, form)
+    assert "coco: expected one of auto, txt" in error_of(tmp_path, "coco")
 
 
 @pytest.mark.parametrize(("form", "there"), [("pir", "txt"), ("txt", "pir"), ("karpathy", "pir")])
 def test_a_form_that_is_not_there_is_an_error_that_says_what_is(tmp_path, form, there):
+    assert f"{tmp_path}: no annotations; expected <split>_filename" in error_of(tmp_path, form)
     write_as(there, tmp_path, {"test": TEXTS})
     message = error_of(tmp_path, form)
-    assert (
-        f"--annotations {form} needs" in message and f"there is --annotations {there} (" in message
-    )
-    assert "coco: expected one of auto, txt" in error_of(tmp_path, "coco")
+    assert f"--annotations {form} needs" in message
+    assert f"there is --annotations {there} (" in message
 
 
 def test_two_sets_of_one_form_are_an_error_that_lists_them(tmp_path):
@@ -296,12 +273,10 @@ def test_two_sets_of_one_form_are_an_error_that_lists_them(tmp_path):
         write_karpathy(tmp_path / "karpathy", {"test": TEXTS}, name)
     for split, name in (("train", "x"), ("test", "x"), ("test", "y")):
         write_pir(tmp_path / "pir", split, [("a.tif", "one")], name)
-    for form in ("karpathy", "auto"):
-        message = error_of(tmp_path / "karpathy", form)
-        assert "(dataset.json)" in message and "(dataset_2.json)" in message
-    for form in ("pir", "auto"):
-        message = error_of(tmp_path / "pir", form)
-        assert "(x_train.json, x_test.json)" in message and "(y_test.json)" in message
+    message = error_of(tmp_path / "karpathy", "auto")
+    assert "(dataset.json)" in message and "(dataset_2.json)" in message
+    message = error_of(tmp_path / "pir", "pir")
+    assert "(x_train.json, x_test.json)" in message and "(y_test.json)" in message
 
 
 def test_other_json_is_not_taken_for_annotations_but_pirs_may_be_called_dataset(tmp_path):
@@ -333,7 +308,6 @@ PIR_LIST = "expected a list of images with captions"
         ("dataset.json", {"images": {}}, "field 'images'"),
         ("dataset.json", {"images": []}, "no image in it"),
         ("dataset.json", {"images": ["a.tif"]}, "image 0: field 'filename'"),
-        ("dataset.json", karpathy(filename=None), "image 0: field 'filename'"),
         ("dataset.json", karpathy(filename=7), "image 0: field 'filename': expected str, found 7"),
         ("dataset.json", karpathy(split=None), "image 0: field 'split'"),
         ("dataset.json", karpathy(sentences=None), "image 0: field 'sentences'"),
@@ -344,7 +318,6 @@ PIR_LIST = "expected a list of images with captions"
         ),
         ("x_test.json", [], PIR_LIST),
         ("x_test.json", {"images": []}, PIR_LIST),
-        ("x_test.json", ["a.tif"], "entry 0: field 'image'"),
         ("x_test.json", [{"image": "a", "caption": "x"}, {"caption": "x"}], "entry 1: field"),
         ("x_test.json", [{"image": "a"}], "entry 0: field 'caption': expected str or list, found"),
         ("x_test.json", [{"image": "a", "caption": ["x", 7]}], "entry 0, caption 1: expected str"),
@@ -382,34 +355,6 @@ def test_rsitmd_lists_and_pir_json_hold_the_same(real_data):
     assert txt.empty == [f"{name}.tif" for name in without]
 
 
-@pytest.mark.parametrize("name", ["RSITMD", "UCM", "RSICD"])
-def test_real_annotations_are_the_same_in_every_form(real_data, tmp_path, name):
-    form = "pir" if name == "RSITMD" else "auto"
-    expected = as_dicts(read_annotations(real_data / name, form))
-    for target in FORMS:
-        write_as(target, tmp_path / target, expected)
-        assert as_dicts(read_annotations(tmp_path / target)) == expected
-
-
-def test_cleaning_real_captions(real_data):
-    """Three captions of RSICD are a full stop and nothing else; all others keep words."""
-    stops = {("bridge_218.jpg", 0), ("parking_211.jpg", 2), ("bridge_59.jpg", 2)}
-    lost = {f"dataset_rsicd.json: {name}, sentence {i}" for name, i in stops}
-    for name, form, blank in (("RSITMD", "pir", set()), ("RSICD", "auto", lost)):
-        clean = read_annotations(real_data / name, form, "pir")
-        assert set(clean.blank) == blank and clean.empty == []
-        texts = [text for own in clean.splits.values() for r in own for text in r.captions]
-        assert all(text == text.lower() and 0 < len(text.split()) <= 30 for text in texts)
-
-
-def test_ucm_splits_and_files(real_data):
-    root = real_data / "UCM"
-    splits = read_annotations(root).splits
-    assert [len(splits[split]) for split in SPLITS] == [1680, 210, 210]
-    names = [record.name for split in SPLITS for record in splits[split]]
-    assert sorted(names, key=lambda name: int(name[:-4])) == [f"{i}.tif" for i in range(1, 2101)]
-
-
 # ------------------------------------------------------------------ validation split
 
 
@@ -436,9 +381,6 @@ def test_a_drawn_validation_split_is_seeded_and_by_image():
     assert found.splits["test"] == records_of(4) and "seed 3" in found.origin
     assert with_validation(shipped, 0.1, 3) == (found, drawn)
     assert with_validation(shipped, 0.1, 4)[1] != drawn
-
-
-@pytest.mark.parametrize(("records", "drawn"), [(50, 10), (12, 6)])
-def test_a_small_drawn_validation_split_has_ten_images_or_half(records, drawn):
-    shipped = Annotations({"train": records_of(records)}, "here", [], [])
-    assert len(with_validation(shipped, 0.1, 0)[0].splits["val"]) == drawn
+    for records, size in ((50, 10), (12, 6)):  # ten images or half
+        small = Annotations({"train": records_of(records)}, "here", [], [])
+        assert len(with_validation(small, 0.1, 0)[0].splits["val"]) == size

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +101,10 @@ def test_beyond_the_limit_pixels_are_a_map_of_an_array_file(read, files, folder)
 def test_a_cache_is_read_without_decoding_and_without_a_word(read, files, monkeypatch, capsys):
     fresh = read()
     monkeypatch.setattr(images, "open_image", refuse)
+    item = fresh.pixels[3]
+    item += 1  # an item may be changed, and the cache stays
     same(read(), fresh)
+    assert not torch.equal(read().pixels[3], item)
     monkeypatch.chdir(files[0][0].parent)
     same(read(paths=[path.name for path in files[0]]), fresh)
     assert capsys.readouterr().out == ""
@@ -114,15 +116,6 @@ def test_an_unknown_label_is_reported_from_the_cache_too(read, files):
         with pytest.warns(UserWarning, match="heffalump"):
             decoded = read(label_map=read_label_map())
         assert decoded.boxes[0][0].tolist() == [len(LABEL_MAP) - 1]
-
-
-def test_items_may_be_changed_and_the_cache_stays(read):
-    first = read()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch warns of arrays that are read-only
-        item = first.pixels[3]
-    item += 1
-    same(read(), read(4))
 
 
 # ------------------------------------------------------------------ which files, and when
@@ -163,7 +156,6 @@ CHANGES = {
     "time of an image": lambda files: touch(files[0][4]),
     "size of an image": lambda files: change_size_alone(files[0][2]),
     "time of detections": lambda files: touch(files[1][0]),
-    "other detections": lambda files: write_detections(files[1][3], [box(1, 2), box(3, 4)]),
     "version": lambda files: setattr(cache, "PREPROCESSING", cache.PREPROCESSING + 1),
 }
 
@@ -184,17 +176,13 @@ def with_another_byte(content, place):
 
 DAMAGES = {  # of the file with this suffix, and what is said of it
     "empty": (".npy", lambda content: b"", "truncated"),
-    "two rows": (".npy", lambda content: content[: 128 + 2 * ROW], "truncated"),
-    "no digest": (".npy", lambda content: content[: 128 + 5 * ROW], "truncated"),
     "half a digest": (".npy", lambda content: content[:-1], "truncated"),
-    "another magic": (".npy", lambda content: with_another_byte(content, 0), "foreign"),
     "another shape": (".npy", lambda content: content.replace(b"(5, ", b"(4, "), "foreign"),
     "another digest": (".npy", lambda content: with_another_byte(content, -2), "foreign"),
     "no text": (".npy", lambda content: content[:-1] + b"\xff", "foreign"),
     "a longer file": (".npy", lambda content: content + b"\0", "truncated"),
     "a diary": (".npy", lambda content: b"my diary", "foreign"),
     "a broken header": (".json", lambda content: with_another_byte(content, 300), "foreign"),
-    "a truncated header": (".json", lambda content: content[:-1], "foreign"),
     "no header": (".json", None, "not readable"),
 }
 
@@ -207,17 +195,6 @@ def test_a_damaged_pair_is_rebuilt_with_one_line(read, folder, capsys, suffix, c
     else:
         path.write_bytes(change(path.read_bytes()))
     rebuilt(read, folder, capsys, word)
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".json"])
-def test_pixels_and_header_of_two_writings_are_rebuilt(read, files, folder, capsys, suffix):
-    path = read().pixels.path.with_suffix(suffix)
-    old = path.read_bytes()
-    write_image(files[0][2], (50, 30))
-    read()
-    capsys.readouterr()
-    path.write_bytes(old)
-    rebuilt(read, folder, capsys, "foreign")
 
 
 # ------------------------------------------------------------------ what cannot be read or written
@@ -235,15 +212,6 @@ def test_unreadable_images_are_listed_and_nothing_is_kept(read, files, folder, c
         assert [value is None for value in found] == [False, True, False, True, False]
     assert [len(class_ids) for class_ids, _ in decoded.boxes] == [3, 0, 0, 1, 2]
     assert {path: path.read_bytes() for path in folder.glob("*")} == before
-
-
-def test_what_stands_in_the_way_is_an_error_with_the_remedy(read, folder):
-    path = read().pixels.path
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(ValueError, match="no cache of .* GiB .*--cache-dir.*--cache-gb"):
-        read()
-    assert sorted(os.listdir(folder)) == [f"{path.stem}.json", path.name]
 
 
 @pytest.mark.parametrize("room", [0, 128 + 2 * ROW, 128 + 5 * ROW + 10])
@@ -302,25 +270,6 @@ def test_a_killed_process_leaves_no_cache_that_is_believed(read, files, folder, 
     touch(files[0][4])
     same(read(), read(4))
     assert len(os.listdir(folder)) == 2
-
-
-def test_a_pair_that_another_process_holds_is_used_unless_it_is_old(read, files, monkeypatch):
-    """As on Windows, where a file that is mapped cannot be replaced."""
-
-    def replace_and_refuse(source, target):
-        Path(target).write_bytes(Path(source).read_bytes())
-        if Path(target).suffix == ".json":
-            refuse_replacing(source, target)
-
-    def refuse_replacing(source, target):
-        raise PermissionError("in use")
-
-    monkeypatch.setattr(os, "replace", replace_and_refuse)
-    same(read(), read(4))
-    touch(files[0][4])
-    monkeypatch.setattr(os, "replace", refuse_replacing)
-    with pytest.raises(ValueError, match="in use.*--cache-dir"):
-        read()
 
 
 # ------------------------------------------------------------------ several processes
@@ -388,9 +337,6 @@ def test_the_default_folder_is_below_the_users_cache(files, monkeypatch, tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     decoded = cache.read_images(*files, IMAGE_SIZE, LABEL_MAP, cache_gb=0)
     assert decoded.pixels.path.parent == tmp_path / "xdg" / "fg-cross"
-    monkeypatch.setattr(cache.sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert cache.default_cache_dir() == tmp_path / "local" / "fg-cross"
 
 
 def peak():

@@ -1,6 +1,5 @@
 """Data sets by their options: lists that fit, splits, image files and detections in their order."""
 
-import os
 import shutil
 
 import numpy as np
@@ -13,7 +12,6 @@ from conftest import (
     CAPTIONS,
     IMAGE_SIZE,
     box,
-    equal_batches,
     write_detections,
     write_image,
     write_karpathy,
@@ -56,13 +54,12 @@ def test_every_data_set_has_its_own_places():
 
 
 @pytest.mark.parametrize("name", ["data_root", "det_json", "annotations"])
-@pytest.mark.parametrize("data_sets", [["one"], ["one", "two"], ["one", "two", "three"]], ids=len)
-def test_lists_that_do_not_fit_are_errors_that_name_the_option(name, data_sets):
+def test_lists_that_do_not_fit_are_errors_that_name_the_option(name):
     flag = "--" + name.replace("_", "-")
-    for count in {1, 2, 3, 4} - {len(data_sets)}:
-        lists = {"data_root": ["A"] * len(data_sets), name: ["txt"] * count}
+    for count in (1, 3):
+        lists = {"data_root": ["A", "B"], name: ["txt"] * count}
         with pytest.raises(ValueError, match=f"^{flag}: {count} given for --dataset one"):
-            sources(options_of(dataset=data_sets, **lists))
+            sources(options_of(dataset=["one", "two"], **lists))
 
 
 @pytest.mark.parametrize(
@@ -135,11 +132,6 @@ def test_a_file_in_the_place_of_a_folder_of_detections_is_named(five):
         data_of(five, det_json=[str(five / "dataset.json")])
 
 
-def test_scenes_are_made_where_there_is_no_other_data_set(five):
-    with pytest.raises(ValueError, match=f"{five}.*--dataset"):
-        read_data_sets(options_of(dataset=["scenes"], data_root=[str(five)]))
-
-
 # ------------------------------------------------------------------ one data set
 
 
@@ -167,22 +159,6 @@ def test_graph_control_and_cache_follow_the_options(five, tmp_path):
     assert any(cache.iterdir())
 
 
-@pytest.mark.parametrize("link", ["root", "folders", "files"])
-def test_data_behind_symbolic_links_are_the_same(five, tmp_path, link):
-    linked = tmp_path / "linked"
-    if link == "root":
-        linked.symlink_to(five)
-    elif link == "folders":
-        linked.mkdir()
-        for path in five.iterdir():
-            (linked / path.name).symlink_to(path)
-    else:
-        shutil.copytree(five, linked, copy_function=os.symlink)
-    own, found = load(five), load(linked)
-    assert found.hashes == own.hashes and found.problems == [] and found.missing == own.missing
-    equal_batches(found.batches(2), own.batches(2))
-
-
 def test_problems_of_all_splits_are_one_error(five):
     write_image(five / "more" / "c.png")
     (five / "imgs" / "b.png").write_bytes(b"cut short")
@@ -200,16 +176,15 @@ def test_report_names_origin_sizes_and_what_was_blank(five, capsys):
     data_of(five).report()
     origin = f"mini: Karpathy-style JSON {five / 'dataset.json'}; images: train"
     assert capsys.readouterr().out.splitlines() == [f"{origin} 5, val 1"]
-    for count, more in ((10, ""), (12, ", ...")):
-        names = [f"bare_{i:02d}.tif" for i in range(count)]
-        write_karpathy(five, {"train": {**CAPTIONS, **dict.fromkeys(names, (" ",))}, "val": VAL})
-        data_of(five).report()
-        places = ", ".join(f"dataset.json: {name}, sentence 0" for name in names[:10])
-        assert capsys.readouterr().out.splitlines() == [
-            f"{origin} 5, val 1",
-            f"mini: {count} blank captions dropped: {places}{more}",
-            f"mini: {count} images left out for want of captions: {', '.join(names[:10])}{more}",
-        ]
+    names = [f"bare_{i:02d}.tif" for i in range(12)]
+    write_karpathy(five, {"train": {**CAPTIONS, **dict.fromkeys(names, (" ",))}, "val": VAL})
+    data_of(five).report()
+    places = ", ".join(f"dataset.json: {name}, sentence 0" for name in names[:10])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{origin} 5, val 1",
+        f"mini: 12 blank captions dropped: {places}, ...",
+        f"mini: 12 images left out for want of captions: {', '.join(names[:10])}, ...",
+    ]
 
 
 def test_cleaning_and_template_hold_for_every_split(five):
@@ -240,14 +215,6 @@ def test_dev_images_are_drawn_alike_for_every_seed(five):
     assert all(data.drawn_split == first.drawn_split == drawn for data in others)
     assert first.validation == "dev" and data_of(five).validation == "val"
     assert [record.name for record in first.records("val")] == ["a.tif"]
-
-
-def test_beside_a_dev_split_val_is_held_out_too(five):
-    assert data_of(five).held_out == []
-    assert data_of(five, dev_images=2).held_out == ["val"]
-    write_karpathy(five, {"train": CAPTIONS, "val": VAL, "test": VAL})
-    assert data_of(five).held_out == ["test"]
-    assert data_of(five, dev_images=2).held_out == ["test", "val"]
 
 
 def test_a_drawn_validation_split_follows_the_seed(five):

@@ -17,6 +17,7 @@ from clip_gcn_image_feature_integration import SCENES
 from conftest import ROOT
 from dataset import batches, scenes
 from dataset.annotations import read_annotations
+from det_formats.det_json import read_label_map
 from evaluate import PLACES, merged
 from metrics.intervals import bootstrap, figures
 from metrics.protocol import retrieval_metrics
@@ -44,17 +45,14 @@ NO_DATA = {**SAVED, "dataset": None, "data_root": None, "annotations": None}
     [
         # A data set keeps its places by name, another brings its own.
         (SAVED, {"data_root": None}, ["u", "r"], None, ["auto", "pir"]),
-        (SAVED, {"dataset": ["rsicd"]}, ["r"], None, ["pir"]),
         (SAVED, {"dataset": ["rsicd", "ucm"]}, ["r", "u"], None, ["pir", "auto"]),
         (DETECTED, {"dataset": ["ucm"]}, ["u"], ["d"], ["auto"]),
         (SAVED, {"det_json": ["x", "y"]}, ["u", "r"], ["x", "y"], ["auto", "pir"]),
-        (SAVED, {"dataset": ["scenes"]}, None, None, None),
         (SAVED, {"dataset": ["scenes", "rsicd"]}, [None, "r"], None, [None, "pir"]),
         (NO_DATA, {"dataset": ["own"], "data_root": ["o"]}, ["o"], None, None),
         # Another root drops the places in the old one; the form came along.
         (ALONE, {"data_root": ["c"]}, ["c"], None, ["pir"]),
         (ALONE, {"data_root": ["c"], "det_json": ["e"]}, ["c"], ["e"], ["pir"]),
-        (ALONE, {"data_root": ["c"], "annotations": ["txt"]}, ["c"], None, ["txt"]),
     ],
 )
 def test_given_options_replace_a_checkpoints(saved, given, data_root, det_json, annotations):
@@ -132,22 +130,13 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
         assert of_images[direction] == pytest.approx(own, abs=0.01)
 
 
-def test_missing_and_unreadable_images_are_one_error(checkpoint, other):
-    gone, broken, *_ = (record.name for record in read_annotations(other).splits["test"])
-    (other / "images" / gone).unlink()
-    (other / "images" / broken).write_bytes(b"broken")
-    with pytest.raises(ValueError, match="^2 images are missing or unreadable") as failure:
-        run(checkpoint, "--data-root", other)
-    assert gone in str(failure.value) and broken in str(failure.value)
-
-
 def test_another_split_another_data_set_and_equal_captions(checkpoint, other):
     [strict] = run(checkpoint, "--split", "train")
     [equivalent] = run(checkpoint, "--split", "train", "--caption-equivalence")
     assert strict["images"] == 24 and equivalent["caption_equivalence"] is True
     for side in DIRECTIONS:
         assert all(equivalent[side][f"R@{k}"] >= strict[side][f"R@{k}"] for k in (1, 5, 10))
-    assert equivalent["mR"] > strict["mR"]
+        assert equivalent[side]["mean_rank"] < strict[side]["mean_rank"]
     [found] = run(checkpoint, "--dataset", "other", "--data-root", other)
     assert (found["images"], found["data_options"]["data_root"]) == (13, [str(other)])
     with pytest.raises(ValueError, match="no split 'dev'.*train, val, test"):
@@ -206,7 +195,9 @@ def test_several_checkpoints_and_data_sets_are_measured_as_alone(
     assert [row["checkpoint"] for row in rows] == [str(files[0])] * 150 + [str(files[1])] * 150
 
 
-def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini):
+def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(reversed(read_label_map().lines)), encoding="utf-8")
     places = ["--dataset", "mini", "--data-root", str(mini)]
     differences = [
         [],
@@ -214,6 +205,7 @@ def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini)
         ["--graph-control", "exchanged"],
         ["--graph-control", "exchanged", "--seed", "1"],
         ["--max-objects", "2"],
+        ["--labels", str(labels)],
     ]
     files = [save_tiny(f"{i}.pth", *places, *how) for i, how in enumerate(differences)]
     files.append(plain_clip)  # its images are larger

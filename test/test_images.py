@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -26,13 +25,11 @@ def make_files(folder, *names):
     ("name", "expected"),
     [
         ("81.tif", "imgs/81.jpg"),  # by its stem, in any folder and format
-        ("81", "imgs/81.jpg"),
         ("82.tif", "imgs/82.PNG"),
         ("port/1.tif", "imgs/port/1.jpg"),  # by its path
         ("airport\\1.tif", "imgs/airport/1.jpg"),
         ("tile_1.5", "tile_1.5.jpg"),  # dots in stems are kept
         ("tile_1.6.tif", "tile_1.6.jpg"),
-        ("notes.tif", None),
         ("notes.txt", None),
         ("2.tif", None),
         ("port/8.tif", None),
@@ -82,17 +79,9 @@ MATCHES = {  # detection files, then each image's
             "/tiles/south/a.png": "south/a",
         },
     ),
-    "an exact claim before a stem claim": (
-        ("port",),
-        {"port.tif": "port", "a/port.tif": None},
-    ),
     "none where every claim is another's own": (
         ("port", "a/port"),
         {"port.tif": "port", "a/port.tif": "a/port", "b/a/port.tif": None},
-    ),
-    "same stems in mirrored folders": (
-        ("a/port", "b/port"),
-        {"a/port.tif": "a/port", "b/port.jpg": "b/port"},
     ),
     "no file": (("port",), {"dam.tif": None, "report.tif": None}),
     "no folder": ((), {"port.tif": None}),
@@ -123,7 +112,6 @@ def test_detections_are_matched_by_the_longest_path(tmp_path, files, expected, o
         (("train/a/port.tif", "val/a/port.tif"), ("a/port.json",), ("train/a/port", "val/a/port")),
         # two files do
         (("/tiles/1.png",), ("1.json", "a/1.json"), ("/tiles/1.png", "1 and a/1")),
-        (("/a/tiles/1.png",), ("1.json", "a/1.json"), ("/a/tiles/1.png", "1 and a/1")),
     ],
 )
 def test_an_uncertain_match_is_an_error_naming_both(tmp_path, names, files, named, order):
@@ -137,21 +125,8 @@ def test_an_uncertain_match_is_an_error_naming_both(tmp_path, names, files, name
 # ------------------------------------------------------------------ opening
 
 
-def deep_png():
-    """A 2 x 2 PNG of 16 bits a colour, which PIL can read but not write."""
-
-    def chunk(name, data):
-        body = name + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    pixels = zlib.compress((b"\0" + struct.pack(">6H", *[1000] * 6)) * 2)
-    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
 def deep_tiff():
-    """The same as an uncompressed TIFF, as satellite images come."""
+    """A 2 x 2 TIFF of 16 bits a colour, which PIL can read but not write."""
     tags = {  # number: (type, count, value); shorts are 3, longs 4
         256: (3, 1, 2), 257: (3, 1, 2), 258: (3, 3, 134), 259: (3, 1, 1), 262: (3, 1, 2),
         273: (4, 1, 140), 277: (3, 1, 3), 278: (3, 1, 2), 279: (4, 1, 24), 284: (3, 1, 1),
@@ -170,17 +145,15 @@ def encoded(array, suffix):
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-GREY_16 = np.full((4, 4), 1000, np.uint16)
 REFUSED = {
     "missing.png": (None, "no such image"),
-    "empty.png": (b"", "not readable"),
     "note.png": (b"no image at all", "not readable"),
-    "magic.png": (b"\x89PNG\r\n\x1a\n", "not readable"),
     "cut.jpg": (encoded(NOISE, "jpeg")[:9000], "not readable"),
-    "grey.png": (encoded(GREY_16, "png"), "mode I;16; convert it to 8 bits a channel"),
-    "grey.tif": (encoded(GREY_16, "tiff"), "mode I;16"),
+    "grey.png": (
+        encoded(np.full((4, 4), 1000, np.uint16), "png"),
+        "mode I;16; convert it to 8 bits a channel",
+    ),
     "float.tif": (encoded(np.ones((4, 4), np.float32), "tiff"), "mode F"),
-    "colour.png": (deep_png(), "mode RGB"),
     "colour.tif": (deep_tiff(), "mode RGB"),
 }
 

@@ -8,10 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
-import clip
 import infer
 from clip_gcn_image_feature_integration import (
     SAMPLES,
@@ -194,11 +191,9 @@ def test_wrong_images_are_errors_that_name_them(show, tmp_path):
         path = str(tmp_path / wrong)
         with pytest.raises(ValueError, match=f"--images {re.escape(path)}: "):
             infer.find_files([str(SAMPLES), path])
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"broken")
-    with pytest.raises(ValueError, match="^2 images are missing or unreadable") as failure:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"a\.png"):
         show("--images", tmp_path)
-    assert "a.png" in str(failure.value) and "b.png" in str(failure.value)
     with pytest.raises(ValueError, match="gone: .*--det-json"):
         show("--det-json", tmp_path / "gone")
 
@@ -256,23 +251,7 @@ def test_wrong_checkpoints_are_errors_that_name_them(show, checkpoint, tmp_path)
         show()
 
 
-def test_a_plain_clip_scores_images_without_graph(plain_clip, show):
-    found, _ = show(model=plain_clip)
-    network, preprocess = clip.load(str(plain_clip))
-    with torch.no_grad():
-        pixels = torch.stack([preprocess(Image.open(SAMPLES / name)) for name in NAMES])
-        images = F.normalize(network.encode_image(pixels), dim=-1)
-        texts = F.normalize(network.encode_text(clip.tokenize(SENTENCES)), dim=-1)
-    torch.testing.assert_close(found, texts @ images.T, rtol=0, atol=1e-5)
-
-
-def test_a_model_of_scenes_on_other_images_is_warned_of(checkpoint, save_tiny, tiles, capsys):
-    other = save_tiny("other.pth", "--dataset", "mini", "--data-root", "anywhere")
-    images = ["--images", str(tiles[0] / "b.png")]
-    for path, arguments, warned in (
-        (checkpoint, images, 1),
-        (checkpoint, [], 0),
-        (other, images, 0),
-    ):
-        infer.main(["--checkpoint", str(path), "--device", "cpu", *arguments])
+def test_a_model_of_scenes_on_other_images_is_warned_of(checkpoint, tiles, capsys):
+    for arguments, warned in ((["--images", str(tiles[0])], 1), ([], 0)):
+        infer.main(["--checkpoint", str(checkpoint), "--device", "cpu", *arguments])
         assert capsys.readouterr().err.count(SCENES) == warned

@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import zipfile
 
 import huggingface_hub
 import open_clip
@@ -23,7 +22,6 @@ from backbones.loading import (
     read_weights,
     state_dict_in,
 )
-from backbones.model_configs import read_model_config
 from backbones.naming import to_hugging_face
 from backbones.towers import CLIP
 from clips import (
@@ -64,16 +62,6 @@ def parity(theirs, path, name="vit", device="cpu", activation=None):
 # ------------------------------------------------------------------ each naming and file
 
 
-@GELU
-@BOTH
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_open_clips_state_dicts_load(models, device, name, activation, suffix):
-    theirs = open_clip_model(MODEL_CONFIGS[name], activation)
-    path = models / f"weights{suffix}"
-    save(theirs.state_dict(), path)
-    parity(theirs, path, name, device, activation)
-
-
 def test_open_clips_training_checkpoints_of_custom_text_models_load(models):
     theirs = open_clip_model(VIT, kind=CustomTextCLIP)
     optimizer = torch.optim.AdamW(theirs.parameters())
@@ -89,13 +77,15 @@ def test_open_clips_training_checkpoints_of_custom_text_models_load(models):
 @GELU
 @BOTH
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
-def test_open_clips_folders_load_and_tell_the_activation(models, tmp_path, name, activation, file):
+def test_open_clips_folders_load_and_tell_the_activation(
+    models, tmp_path, device, name, activation, file
+):
     theirs, folder = open_clip_model(MODEL_CONFIGS[name], activation), tmp_path / "folder"
     folder.mkdir()
     save(theirs.state_dict(), folder / file)
     config = {"model_cfg": open_clip_config(MODEL_CONFIGS[name], activation)}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    assert parity(theirs, folder, name) == activation
+    assert parity(theirs, folder, name, device) == activation
     assert read_source(folder / file).activation == activation
 
 
@@ -155,21 +145,6 @@ def test_weights_alone_do_not_tell_the_activation(models, tmp_path, file):
     for config in ("config.json", "open_clip_config.json"):  # may be that of other weights
         (tmp_path / config).write_text("{}")
     assert read_source(tmp_path / file).activation is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14", "RN50", "hugging_face"])
-def test_full_size_weights_load(tmp_path, name):
-    if name == "hugging_face":
-        name = "ViT-B-32"
-        theirs = hugging_face_model(read_model_config(name))
-        torch.save(theirs.network.state_dict(), tmp_path / "weights.pt")
-    else:
-        theirs = randomise(open_clip.create_model(f"{name}-quickgelu", pretrained=None))
-        torch.save(theirs.state_dict(), tmp_path / "weights.pt")
-    ours, _ = clip.load(tmp_path / "weights.pt", activation="quickgelu")
-    assert ours.model_config["name"] == name
-    assert largest_difference(ours, theirs, 224) <= TOLERANCE
 
 
 # ------------------------------------------------------------------ OpenAI's names
@@ -251,8 +226,6 @@ def test_the_hub_is_asked_for_a_path_and_revision(models, hub, revision):
     ("file", "config"),
     [
         ("model.safetensors", "config.json"),
-        ("pytorch_model.bin", "config.json"),
-        ("open_clip_model.safetensors", "open_clip_config.json"),
         ("open_clip_pytorch_model.bin", "open_clip_config.json"),
     ],
 )
@@ -313,25 +286,6 @@ def test_a_broken_file_is_named(tmp_path, name, content):
         read_source(tmp_path / name)
 
 
-def test_a_broken_archive_is_named(tmp_path):
-    save_archive(CLIP(VIT), 48, tmp_path / "whole.pt")
-    path = tmp_path / "archive.pt"
-    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(path, "w") as archive:
-        for name in whole.namelist():
-            archive.writestr(name, whole.read(name).replace(b"def ", b"fed "))
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: broken"):
-        read_source(path)
-
-
-def test_only_archives_hold_a_program(tmp_path):
-    torch.save({"code": torch.zeros(1)}, tmp_path / "code.pt")
-    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
-        other.writestr("a.txt", "code")
-    (tmp_path / "text.pt").write_text("code")
-    for name in ("code.pt", "other.zip", "text.pt", "missing.pt", "."):
-        assert not is_archive(tmp_path / name)
-
-
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
 @pytest.mark.parametrize("under", [False, True])
 def test_a_state_dict_is_found_bare_or_under_its_name_and_without_prefixes(prefix, under):
@@ -359,14 +313,11 @@ TEXT_BLOCK = "text_model.encoder.layers.1"
     ("naming", "name", "tensor", "message"),
     [
         ("openai", "visual.conv1.weight", None, "lack visual.conv1.weight"),
-        ("openai", "visual.conv1.weight", torch.tensor(1.0), "visual.conv1.weight has the shape"),
-        ("openai", "positional_embedding", torch.zeros(50, 48), "'context_length': 50"),
         ("openai", "visual.extra", torch.zeros(1), "unexpected: visual.extra"),
         ("hf", "vision_model.extra.weight", torch.zeros(1), "unexpected: vision_model.extra"),
         ("hf", f"{TEXT_BLOCK}.mlp.fc1.bias", None, r"missing: .*resblocks\.1\.mlp\.c_fc\.bias"),
         ("hf", f"{TEXT_BLOCK}.self_attn.k_proj.bias", None, "unexpected: .*attn.q_proj.bias"),
         ("hf", f"{TEXT_BLOCK}.self_attn.k_proj.bias", torch.ones(3), "attn.k_proj.bias.* shapes"),
-        ("hf", f"{TEXT_BLOCK}.self_attn.k_proj.bias", torch.tensor(1.0), "k_proj.bias.* shapes"),
     ],
 )
 def test_what_is_no_clip_of_a_known_size_is_named(models, naming, name, tensor, message):
@@ -403,11 +354,6 @@ def test_a_folder_of_no_weights_or_several_is_an_error(tmp_path):
         read_source(tmp_path)
 
 
-def test_a_missing_file_is_named_with_what_may_stand_there(tmp_path):
-    with pytest.raises(ValueError, match=r"missing\.pt: no such file.*hf-hub:.*ViT-B/32"):
-        read_source(tmp_path / "missing.pt")
-
-
 # ------------------------------------------------------------------ configurations
 
 
@@ -428,21 +374,17 @@ HUGGING_FACE = [
     ({"vision_config.hidden_act": None, "text_config.hidden_act": None}, "quickgelu"),
     ({"text_config.hidden_act": "gelu"}, "hidden_act .*'gelu'"),
     ({"vision_config.hidden_act": "relu", "text_config.hidden_act": "relu"}, "hidden_act .*relu"),
-    ({"text_config.hidden_act": []}, "hidden_act"),
     ({"text_config.layer_norm_eps": 1e-6}, "text_config: layer_norm_eps 1e-06"),
     ({"vision_config.num_attention_heads": 4}, "vision_config: num_attention_heads 4 instead of 2"),
     ({"vision_config.num_attention_heads": None}, "heads 12 instead of 2"),
-    ({"text_config.num_attention_heads": None}, "text_config: num_attention_heads 8 instead of 3"),
     ({"text_config_dict": {"num_attention_heads": 4}}, "num_attention_heads 4 instead of 3"),
     ({"vision_config": None}, "'vision_config'"),
-    ({"text_config": 3}, "TypeError"),
 ]
 OPEN_CLIP = [
     ({}, "gelu"),
     ({"model_cfg.quick_gelu": True}, "quickgelu"),
     ({"model_cfg.quick_gelu": None, "model_cfg.vision_cfg.head_width": None}, "gelu"),
     ({"model_cfg.vision_cfg.image_size": 224, "model_cfg.vision_cfg.patch_dropout": 0.5}, "gelu"),
-    ({"model_cfg.vision_cfg.attentional_pool": False}, "gelu"),
     ({"model_cfg.text_cfg.pool_type": "argmax", "model_cfg.text_cfg.mlp_ratio": 4.0}, "gelu"),
     ({"model_cfg.vision_cfg.head_width": 32}, "head_width 32 instead of 64"),
     ({"model_cfg.text_cfg.heads": None}, "heads 8 instead of 3"),
@@ -450,7 +392,6 @@ OPEN_CLIP = [
     ({"model_cfg.text_cfg.no_causal_mask": True}, "no_causal_mask True"),
     ({"model_cfg.vision_cfg.pool_type": "avg"}, "pool_type avg"),
     ({"model_cfg.text_cfg.mlp_ratio": 2}, "mlp_ratio 2"),
-    ({"model_cfg": None}, "'model_cfg'"),
     ({"model_cfg.vision_cfg": 3}, "TypeError"),
 ]
 

@@ -216,30 +216,6 @@ def originals(network):
     }
 
 
-def test_merged_weights_are_those_of_the_formula(model_config):
-    network = adapted(build(model_config), dropout=0.5).train()
-    state, expected = network.state_dict(), copied(originals(network).items())
-    for name in parametrized(network):
-        owner, _, last = name.rpartition(".")
-        a, b = (state[f"{owner}.parametrizations.{last}.0.{letter}"] for letter in "AB")
-        rows = expected[name].chunk(len(a))
-        sums = [w + ALPHA / RANK * (y @ x) for w, x, y in zip(rows, a, b, strict=True)]
-        expected[name] = torch.cat(sums)
-    found = lora.merge(network).state_dict()  # in training mode, and without dropout
-    assert found.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
-
-
-def test_a_merged_model_is_merged_no_further_and_takes_adapters_again(model_config):
-    network = lora.merge(adapted(build(model_config))).eval()
-    state = copied(network.state_dict().items())
-    assert same_tensors(lora.merge(network).state_dict(), state)
-    with torch.no_grad():
-        before = unit_features(network)
-        assert torch.equal(unit_features(adapted(network, zero=True)), before)
-
-
 # ------------------------------------------------------------------ training
 
 
@@ -280,33 +256,22 @@ def test_adapting_freezes_nothing_and_frees_nothing(model_config):
     adapted(network)
     trained = lora.adapter_parameters(network)
     assert all(network.get_parameter(name).requires_grad for name in trained)
-    found = {
-        plain_name(name): (id(p), p.requires_grad)
-        for name, p in network.named_parameters()
-        if name not in trained
-    }
-    assert found == before
     lora.merge(network)
     assert {name: (id(p), p.requires_grad) for name, p in network.named_parameters()} == before
-
-
-def test_a_model_in_evaluation_gets_adapters_in_evaluation(tiny_model_config):
-    for mode in (False, True):
-        network = adapted(build(tiny_model_config).train(mode))
-        assert {m.training for m in network.modules() if isinstance(m, LowRank)} == {mode}
 
 
 # ------------------------------------------------------------------ copies
 
 
 def test_a_copy_is_independent_and_may_be_merged(model_config):
-    network = adapted(build(model_config)).eval()
+    network = adapted(build(model_config), dropout=0.5).eval()
     twin = copy.deepcopy(network)
     state = copied(network.state_dict().items())
     with torch.no_grad():
         before = unit_features(network)
         assert torch.equal(unit_features(twin), before)
-        assert largest(unit_features(lora.merge(twin)), before) <= 1e-6
+        lora.merge(twin.train()).eval()  # in training mode, and without dropout
+        assert largest(unit_features(twin), before) <= 1e-6
         nn.init.zeros_(twin.transformer.resblocks[0].mlp.c_fc.weight)
         # torch's own remove_parametrizations on the copy would leave no weight here.
         assert torch.equal(unit_features(network), before)

@@ -146,12 +146,6 @@ def test_positions_are_interpolated_as_by_open_clip(name, image_size, capsys):
     assert f"{old_side} x {old_side} to {side} x {side}" in line
 
 
-def test_the_same_image_size_changes_nothing_and_prints_nothing(capsys):
-    state = CLIP(VIT).state_dict()
-    assert resized(state, VIT, 48) == (state, VIT)
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize(("model_config", "stride"), [(VIT, 16), (RESNET, 32)])
 @pytest.mark.parametrize("image_size", [0, -32, 8, 100])
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(model_config, stride, image_size):

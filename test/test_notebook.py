@@ -3,11 +3,9 @@
 After a change that alters its outputs, from the root: `jupyter execute --inplace V-Graph.ipynb`.
 """
 
-import ast
 import base64
 import io
 import os
-import re
 import shutil
 
 import nbformat
@@ -19,8 +17,6 @@ from conftest import ROOT
 
 NOTEBOOK = ROOT / "V-Graph.ipynb"
 NEEDED = ("*.py", "*/*.py", "det_json/*", "models/*.json", "test/*.png")
-DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-ABSOLUTE = re.compile(r"(?<![\w.])/(home|root|tmp|usr|opt|work|var|private|Users)/|\b[A-Z]:\\")
 
 
 def code_cells(notebook):
@@ -54,23 +50,12 @@ def test_the_stored_notebook_is_valid_small_and_ran_from_top_to_bottom(stored):
     assert (stored.nbformat, stored.metadata.kernelspec.name) == (4, "python3")
     assert len({cell.id for cell in stored.cells}) == len(stored.cells) <= 8
     assert NOTEBOOK.stat().st_size < 200_000
-    assert "pip install matplotlib jupyter" in stored.cells[0].source
     cells = code_cells(stored)
     assert [cell.execution_count for cell in cells] == [i + 1 for i in range(len(cells))]
     outputs = [output for cell in cells for output in cell.outputs]
     assert {o.output_type for o in outputs} <= {"stream", "display_data", "execute_result"}
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     check_pictures(stored)
-
-
-def test_the_stored_notebook_defines_nothing_and_knows_no_machine(stored):
-    nodes = [n for cell in code_cells(stored) for n in ast.walk(ast.parse(cell.source))]
-    modules = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
-    assert "V_Graph" in modules
-    assert not [n for n in nodes if isinstance(n, DEFINING)]
-    parts = [stored.metadata, *((cell.source, cell.metadata) for cell in stored.cells)]
-    parts += [texts(cell) for cell in code_cells(stored)]
-    assert not ABSOLUTE.search(str(parts)) and str(ROOT) not in str(parts)
 
 
 def files(folder):
@@ -96,11 +81,3 @@ def test_running_it_shows_what_is_stored_and_writes_no_file(stored, tmp_path):
     check_pictures(run)
     printed = [texts(cell) for cell in code_cells(run)]
     assert printed == [texts(cell) for cell in code_cells(stored)]
-
-
-def test_the_two_embeddings_differ_as_printed(stored):
-    printed = "".join(texts(cell)[0] for cell in code_cells(stored))
-    cosine = float(re.search(r"cosine of samples 1 and 5: (-?\d\.\d{3})", printed)[1])
-    difference = float(re.search(r"largest difference of an entry: (\d\.\d{3})", printed)[1])
-    assert cosine < 0.99 and difference > 0.01  # 1 and 0 would be one vector for both
-    assert "sample 1 alone is sample 1 in the batch: True" in printed

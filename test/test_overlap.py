@@ -35,10 +35,10 @@ def pair(tmp_path):
     return roots
 
 
-def replace_image(root, name, source, suffix=".bmp"):
+def replace_image(root, name, source):
     """Give an image the pixels of another file, in another format."""
     (root / "imgs" / f"{name}.png").unlink()
-    Image.open(source).save(root / "imgs" / f"{name}{suffix}", lossless=True)
+    Image.open(source).save(root / "imgs" / f"{name}.bmp")
 
 
 def joint(pair, **changes):
@@ -104,12 +104,11 @@ def test_nothing_is_left_out_where_nothing_overlaps(pair, capsys):
     assert drawn(image_set, records) == sorted("abcdbefg")
 
 
-@pytest.mark.parametrize("suffix", [".bmp", ".tiff", ".webp"])
-def test_images_of_any_test_split_are_left_out_of_training(pair, capsys, suffix):
+def test_images_of_any_test_split_are_left_out_of_training(pair, capsys):
     one, two = pair
     write_karpathy(one, {**ONE, "test": {**ONE["test"], "b.tif": ("x",)}})  # two has a b as well
     replace_image(one, "d", one / "imgs" / "t.png")
-    replace_image(two, "f", one / "imgs" / "u.png", suffix)
+    replace_image(two, "f", one / "imgs" / "u.png")
     data_sets, image_set, records, left_out = joint(pair)
     assert left_out == {
         "one": {**NOTHING, "by_name": ["b"], "by_content": ["d"]},

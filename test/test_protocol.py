@@ -96,6 +96,14 @@ def test_identical_captions_tie_exactly():
     assert side["R@1"] == pytest.approx(100 * 5 / 60)
 
 
+def test_scores_are_not_rounded_to_the_precision_of_the_features():
+    small = 2.0**-13  # whose square float32 loses beside 1
+    image = torch.tensor([[1, small], [0, 1]])
+    text = torch.tensor([[1, small], [1, 0]])
+    found = retrieval_metrics(image, text, [0, 1], ks=(1,))
+    assert found["image_to_text"]["mean_rank"] == 1.5  # first and second, no tie
+
+
 def test_a_k_beyond_the_gallery_is_an_error():
     with pytest.raises(ValueError, match=r"R@31 text_to_image.*30"):
         retrieval_metrics(*tied_features(), ks=(1, 31))

@@ -7,11 +7,8 @@ import multiprocessing
 import os
 import random
 import re
-import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -71,7 +68,7 @@ def nothing():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Forks processes that have all imported already; and the folder of the tiny definition."""
+    """Forks processes that have all imported already; and the folder of the tiny model config."""
     models = tmp_path_factory.mktemp("models")
     (models / "tiny.json").write_text(json.dumps(TINY), encoding="utf-8")
     context = multiprocessing.get_context("forkserver")
@@ -383,17 +380,6 @@ def test_a_run_goes_on_elsewhere_and_stays_finished(training, goes_on, again, mi
     before = contents(again)
     goes_on(again)
     assert contents(again) == before
-
-
-@SLOW
-def test_the_printed_command_is_the_one_to_run(training, straight, tmp_path):
-    """Its scores on validation are real, unlike SCORES; the last weights are the same."""
-    folder = tmp_path / "it's out"
-    assert end(training(folder, prepare=partial(signals_itself, signal.SIGTERM, 4))) == 143
-    command = shlex.split(printed(folder).split("go on with: ")[1])
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, capture_output=True)
-    assert dict(left(folder))["last.pth"][1] == dict(straight[0])["last.pth"][1]
 
 
 # ------------------------------------------------------------------ a full disk

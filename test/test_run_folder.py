@@ -64,9 +64,9 @@ def test_a_run_that_fails_before_it_trains_leaves_no_folder(tmp_path, monkeypatc
 def test_a_finished_run_is_replaced_on_request_only(run, begun):
     before = (begun / "best_model.pth").read_bytes()
     with pytest.raises(ValueError, match="a run was finished here; .*--overwrite"):
-        run("--seed", "1")
+        run("--seed", "1", overwrite=False)
     assert (begun / "best_model.pth").read_bytes() == before
-    run("--seed", "1", "--overwrite")
+    run("--seed", "1")
     assert (begun / "best_model.pth").read_bytes() != before and len(log_of(begun)) == 1
 
 
@@ -77,7 +77,7 @@ def test_the_old_model_stays_until_there_is_a_new_one(run, begun, monkeypatch):
     before = (begun / "best_model.pth").read_bytes()
     monkeypatch.setattr(train, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        run("--overwrite")
+        run()
     assert (begun / "best_model.pth").read_bytes() == before
     assert not (begun / "last.pth").exists() and log_of(begun) == []
 
@@ -86,7 +86,7 @@ def test_a_model_that_no_run_wrote_is_not_replaced(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "best_model.pth").write_bytes(b"downloaded")
     with pytest.raises(ValueError, match="a model whose run is not in this folder"):
-        run()
+        run(overwrite=False)
     assert (tmp_path / "out" / "best_model.pth").read_bytes() == b"downloaded"
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 import audit
 import clip
@@ -17,8 +16,6 @@ import options
 import train
 import V_Graph
 from backbones import towers
-from backbones.model_configs import model_config_names, read_model_config
-from backbones.towers import CLIP
 from conftest import ROOT
 from dataset import scenes
 from training import step
@@ -73,10 +70,8 @@ def parsed(path):
 IMPORTS = {name: imported(parsed(path)) & set(MODULES) for name, path in MODULES.items()}
 
 
-def test_every_folder_of_code_is_a_room_that_says_what_it_holds():
+def test_every_folder_of_code_is_a_room():
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(ROOMS)
-    for room in ROOMS:
-        assert len((ROOT / room / "__init__.py").read_text(encoding="utf-8").splitlines()) == 1
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -103,33 +98,6 @@ def test_commands_are_imported_by_none():
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_devices_are_never_assumed(path):
     assert ".cuda(" not in path.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_every_script_begins_with_a_docstring(path):
-    assert ast.get_docstring(parsed(path))
-
-
-def test_the_scripts_are_no_package():
-    assert not (ROOT / "__init__.py").exists()
-    assert not (ROOT / "test" / "__init__.py").exists()
-
-
-def test_every_definition_is_read_and_builds_a_model():
-    names = model_config_names()
-    assert names == sorted(path.stem for path in (ROOT / "models").glob("*.json")) and names
-    for name in names:
-        model_config = read_model_config(name)
-        assert model_config["name"] == name
-        with torch.device("meta"):  # shapes only, no memory
-            network = CLIP(model_config)
-        assert network.text_projection.shape[1] == model_config["embed_dim"]
-        assert len(network.positional_embedding) == model_config["text"]["context_length"]
-
-
-def test_an_unknown_definition_is_an_error_that_lists_those_there_are():
-    with pytest.raises(ValueError, match="'huge'.*small"):
-        read_model_config("huge")
 
 
 # ------------------------------------------------------------------ scripts
@@ -193,13 +161,6 @@ def test_what_options_name_is_what_modules_know():
     assert options.PRECISIONS == tuple(step.PRECISIONS)
     assert options.TRAINED == tuple(step.TRAINED)
     assert options.ACTIVATIONS == tuple(towers.ACTIVATIONS)
-
-
-def test_a_script_has_an_option_once_and_each_has_help():
-    for script in {script for row in options.OPTIONS for script in row.scripts}:
-        rows = [row for row in options.OPTIONS if script in row.scripts]
-        assert len({row.flag for row in rows}) == len(rows)
-        assert all(row.settings["help"] and row.group in options.GROUPS for row in rows)
 
 
 def test_scripts_have_few_options():

@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,6 @@ from open_clip.tokenizer import SimpleTokenizer as Reference
 
 import clip
 import simple_tokenizer
-from conftest import ROOT
 from dataset.annotations import read_annotations
 from simple_tokenizer import END, FILE, START, SimpleTokenizer, find_vocabulary
 
@@ -30,10 +27,10 @@ TEXTS = {
     "sharp s": "STRAßE straße ẞ",
     "entities": "&lt;b&gt; caf&eacute; &amp; &#39;tea&#39; &#x1F680; &nbsp; &unknown; &amp",
     "twice escaped": "&amp;lt;plane&amp;gt; &amp;amp; &amp;#39;s",
+    "escaped beside a tag": "<b> &amp;amp;lt;",  # ftfy itself resolves none here
     "three times escaped": "&amp;amp;lt; &amp;amp;amp;",
     "emoji": "🚢✈️ a 👩‍👩‍👧‍👦 family 🇩🇪 👍🏽",
     "chinese": "停机坪上有六架飞机。",
-    "arabic": "ست طائرات",
     "hindi": "छह हवाई जहाज़",
     "accents": "Ångström naïve façade ÉCOLE coöperate",
     "combining": "cafe\u0301 A\u030a n\u0303 o\u0308\u0304",
@@ -42,7 +39,6 @@ TEXTS = {
     "full width": "ＦＵＬＬ　ＷＩＤＴＨ １２",
     "control": "a\x00b\x07c\x1bd\x7fe\u200bf\u202eg\ufefeffh",
     "surrogate": "lone \ud800 surrogate \udfff",
-    "private": "\ue000 \U000f0000 \U0010ffff",
     "digits": "2023 planes, 3.14 1,000 ½ ² ٣ 42nd",
     "apostrophes": "it's we're I'd don't they'll I've I'm 'tis rock'n'roll boats' IT'S ’s",
     "punctuation": "well...?!? (a) [b] {c} <d> -- __ / \\ | ~ `` ^ % $ # @ * + =",
@@ -132,27 +128,6 @@ def test_the_longest_text_that_fits_is_whole_and_a_longer_one_is_an_error_that_q
 
 
 # ------------------------------------------------------------------ vocabulary file
-
-
-def test_the_vocabulary_is_read_at_first_use_and_without_importing_open_clip():
-    code = f"""
-import sys
-opened = []
-def watch(event, arguments):
-    if event == "open" and "{FILE}" in str(arguments[0]):
-        opened.append(arguments[0])
-sys.addaudithook(watch)
-import simple_tokenizer
-print(len(opened))
-print(simple_tokenizer.SimpleTokenizer().encode("ship"))
-print(len(opened), "torch" in sys.modules)
-import clip
-print(len(opened))
-clip.tokenize("ship"), clip.tokenize("plane")
-print(len(opened), "open_clip" in sys.modules)
-"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.split() == ["0", "[1158]", "1", "False", "1", "2", "False"], result.stderr
 
 
 def test_models_is_searched_first_and_suffices(tmp_path, monkeypatch):
