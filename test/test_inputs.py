@@ -196,14 +196,13 @@ LORA = "--train", "lora", "--lora", "2", "4", "0.1", "--lr", "0.01"
 
 def test_adapters_have_a_rate_of_their_own():
     for given, rate in (("all", 1e-5), ("lora", 2e-4)):
-        assert parse(["--train", given])[0]["lr"] == rate
-        assert parse(["--train", given, "--lr", "1e-3"])[0]["lr"] == 1e-3
+        arguments = ["--clip", "ViT-B/32", "--train", given]
+        assert parse(arguments)[0]["lr"] == rate
+        assert parse([*arguments, "--lr", "1e-3"])[0]["lr"] == 1e-3
 
 
-@pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
-def test_adapters_and_new_layers_train_alone_and_are_merged(run, started, pretrained, vision):
-    clip_weights = [] if vision else ["--clip", str(pretrained[0]), *ACTIVATION]
-    folder = run(*LORA, *clip_weights, vision=vision)
+def test_adapters_and_new_layers_train_alone_and_are_merged(run, started, pretrained):
+    folder = run(*LORA, "--clip", str(pretrained[0]), *ACTIVATION)
     found = torch.load(folder / "last.pth", weights_only=True)["weights"]
     moved = changed(started, found)
     assert any(".0.A" in name for name in moved) and any(".0.B" in name for name in moved)
@@ -225,9 +224,10 @@ def test_adapters_and_new_layers_train_alone_and_are_merged(run, started, pretra
 
 @pytest.mark.parametrize("given", [LORA, ("--train", "graph")], ids=str)
 def test_a_stopped_run_goes_on_exactly_with_the_threads_it_had(
-    run, cache, tmp_path, monkeypatch, given
+    run, cache, pretrained, tmp_path, monkeypatch, given
 ):
-    arguments = *given, *cache, "--epochs", "3", "--graph", "object"
+    start = "--clip", str(pretrained[0]), *ACTIVATION
+    arguments = *given, *start, *cache, "--epochs", "3", "--graph", "object"
     straight = torch.load(run(*arguments, out="straight") / "last.pth", weights_only=True)
     validate = train.validate
 

@@ -421,7 +421,7 @@ def resumed(folder, *arguments):
 
 
 def test_only_options_that_alter_nothing_may_be_others():
-    saved = for_training(default_options("train"))
+    saved = for_training(default_options("train"), given={})
     closed = [name for name in saved if name not in FREE]
     assert len(closed) > 25
     with pytest.raises(ValueError) as failure:
@@ -439,13 +439,15 @@ def test_only_options_that_alter_nothing_may_be_others():
 
 
 def test_options_of_a_folder_that_has_moved(stopped, tmp_path, monkeypatch):
-    shutil.copytree(stopped, tmp_path / "models")
+    shutil.copytree(stopped, tmp_path / "moved")
     saved = resume.read_state(stopped / "last.pth")["options"]
     monkeypatch.chdir(tmp_path)
-    found, _ = train.parse(["--resume", "--workers", "3", "--plot", "--seed", "0"])
-    changes = {"out": "models", "workers": 3, "plot": True, "resume": True}
+    found, _ = train.parse(
+        ["--resume", "--out", "moved", "--workers", "3", "--plot", "--seed", "0"]
+    )
+    changes = {"out": "moved", "workers": 3, "plot": True, "resume": True}
     assert found == {**saved, **changes}
-    [_, message] = refused(train.parse, ["--resume", "--seed", "9"])
+    [_, message] = refused(train.parse, ["--resume", "--out", "moved", "--seed", "9"])
     assert message == "  --seed: 0 in the run, 9 now"
 
 
@@ -520,28 +522,19 @@ def test_a_log_that_is_not_the_runs_is_refused(again):
     assert str(log) in refused(resumed, again)[0]
 
 
-def test_a_new_run_replaces_a_finished_one_only(server, again, mini, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
+def test_a_new_run_replaces_no_stopped_one_and_leftovers_go(server, again, mini, monkeypatch):
     monkeypatch.setattr(model_configs, "MODELS", server[1])
     new = [*new_run(mini), "--out", str(again), "--seed", "1"]
     before = contents(again)
     assert refused(train.main, new) == [
         f"{again / 'last.pth'}: a run was stopped here in epoch 2 of 3; go on with --resume, "
-        "delete it, or take another --out"
+        "take another --out, or --overwrite to replace it"
     ]
     assert contents(again) == before
     for name in ("last.pth.1-a.tmp", "log.jsonl.1-a.tmp"):
         (again / name).touch()  # of a process that was killed while it saved
     resumed(again)
     assert contents(again).keys() == before.keys()
-    monkeypatch.setattr(train, "train_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(new)
-    # Nothing is left that could be taken for the new run's.
-    assert {path.name for path in again.iterdir()} == {"log.jsonl", "split.json"}
-    assert log_of(again) == []
 
 
 # ------------------------------------------------------------------ what is put back

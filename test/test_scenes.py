@@ -318,14 +318,15 @@ def test_files_follow_the_rsitmd_layout(written):
         assert load_detections(written / "det_json" / f"scene_{index}.json") == detections
 
 
-def test_what_is_there_is_left_alone_and_another_seed_written_anew(tmp_path, written):
+def test_what_is_there_is_left_alone_and_so_is_another_seed(tmp_path, written):
     before = tree(written)
     assert scenes.generate(written, splits=SMALL) == 7
     assert tree(written) == before
     scenes.generate(tmp_path, seed=1, splits=SMALL)
     assert contents(tmp_path)["images/scene_0.png"] != before["images/scene_0.png"][0]
-    scenes.generate(tmp_path, splits=SMALL)
-    assert contents(tmp_path) == contents(written)
+    with pytest.raises(ValueError, match="holds other scenes"):
+        scenes.generate(tmp_path, splits=SMALL)
+    assert scenes.is_complete(tmp_path)
 
 
 def test_an_interrupted_data_set_says_so_and_is_written_anew(tmp_path, written, monkeypatch):
