@@ -76,6 +76,46 @@ class FGCross(CLIP):
         """Names of the parameters that no CLIP has: they always train, at a rate of their own."""
         return {name for name, _ in self.named_parameters() if name.split(".")[0] in NEW_LAYERS}
 
+    def forward(
+        self,
+        image,
+        text,
+        nodes=None,
+        adjacency=None,
+        mask=None,
+        *,
+        encoded=False,
+        features_only=False,
+    ):
+        """Images with their graphs, and texts, to logits per image (B, T) and per text (T, B).
+
+        image, text: pixels (B, 3, H, W) and token ids (T, L). With `encoded` they are features: of
+        the image tower, (B, E), and of the text tower, (T, E), these of unit length.
+        nodes, adjacency, mask: (B, N, F), (B, N, N), (B, N). None of them means no graphs: an
+        image's embedding is CLIP's own. Raises ValueError where only some are given.
+        features_only: return the unit embeddings of images (B, E) and texts (T, E) instead, which
+        is what training needs.
+        """
+        if encoded:
+            image_features = image
+            text_features = text
+        else:
+            image_features = self.encode_image(image)
+            text_features = F.normalize(self.encode_text(text), dim=-1)
+        image_features = self._embedding(image_features, nodes, adjacency, mask)
+        if features_only:
+            return image_features, text_features
+        return self.logits(image_features, text_features)
+
+    def _embedding(self, image_features, nodes, adjacency, mask):
+        """CLIP's features (B, E) and graphs, or None, to unit embeddings (B, E)."""
+        missing = [part is None for part in (nodes, adjacency, mask)]
+        if all(missing):
+            return F.normalize(image_features, dim=-1)
+        if any(missing):
+            raise ValueError("nodes, adjacency and mask go together: give all three or none")
+        return self.branches(image_features, nodes, adjacency, mask)[2]
+
     def encode_graph(self, nodes, adjacency, mask):
         """Object graphs (B, N, F), (B, N, N), (B, N) to vectors (B, E), zero without objects."""
         x = self.node_projection(nodes)  # (B, N, E)

@@ -228,6 +228,20 @@ class CLIP(nn.Module):
                 if isinstance(module, Bottleneck):
                     nn.init.zeros_(module.bn3.weight)
 
+    def forward(self, image, text):
+        """Pixels (B, 3, H, W) and token ids (T, L) to logits per image (B, T) and per text (T, B).
+
+        A logit is the cosine of the features times the learned temperature's exponential.
+        """
+        image_features = F.normalize(self.encode_image(image), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1)
+        return self.logits(image_features, text_features)
+
+    def logits(self, image_features, text_features):
+        """Unit features (B, E) and (T, E) to logits per image (B, T) and per text (T, B)."""
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.T
+        return logits_per_image, logits_per_image.T
+
     def encode_image(self, image):
         """Pixels (B, 3, H, W), normalised as `clip.preprocess` does, to features (B, E)."""
         return self.visual(image)

@@ -166,6 +166,39 @@ def test_without_graph_the_model_is_clip(random_model, tiny_model_config, device
             assert torch.equal(text_features, F.normalize(plain.encode_text(text), dim=-1))
 
 
+# ------------------------------------------------------------------ the model called
+
+
+@torch.no_grad()
+def test_called_without_graphs_the_model_is_clip(random_model, tiny_model_config):
+    network = random_model()
+    plain = CLIP(tiny_model_config).eval()
+    plain.load_state_dict(network.state_dict(), strict=False)
+    image, text = pixels(5), clip.tokenize(["a ship", "two planes"])
+    for found, expected in zip(network(image, text), plain(image, text), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="together"):
+        network(image, text, graphs(COUNTS)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("graph", ["object", "none"])
+def test_called_with_graphs_the_model_gives_logits_or_embeddings(random_model, graph):
+    network = random_model(graph=graph)
+    image, text, arrays = pixels(5), clip.tokenize(["a ship", "two planes"]), graphs(COUNTS)
+    fused, texts = pair(network, image, arrays, text)
+    per_image, per_text = network(image, text, *arrays)
+    cosines = F.cosine_similarity(fused[:, None], texts[None], dim=-1)  # (5, 2)
+    torch.testing.assert_close(per_image, network.logit_scale.exp() * cosines)
+    assert torch.equal(per_text, per_image.T)
+    encoded = network.encode_image(image), texts
+    for found in (
+        network(image, text, *arrays, features_only=True),
+        network(*encoded, *arrays, encoded=True, features_only=True),
+    ):
+        assert torch.equal(found[0], fused) and torch.equal(found[1], texts)
+
+
 # ------------------------------------------------------------------ gradients
 
 

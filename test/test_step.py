@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from backbones.model_configs import MODELS
 from conftest import RESNET, changed, is_new, log_of, weights_of
@@ -67,9 +68,12 @@ def test_only_fp16_scales_the_loss(tiny_model, precision):
 
 @pytest.fixture
 def trained(five, tiny_model, tiny_model_config):
-    """Trains a new tiny model for some steps: trained(3, scaler=...); the learner afterwards."""
+    """Trains a new tiny model for some steps: trained(3, scaler=...); the learner afterwards.
 
-    def do(steps, logit_scale=None, **changes):
+    frozen: on random features in place of pixels and words; wrap: goes around the model.
+    """
+
+    def do(steps, logit_scale=None, frozen=False, wrap=None, **changes):
         options = parse(["--dataset", "five", "--data-root", str(five), "--precision", "fp32"])[0]
         data = RetrievalData(options, *sources(options))
         images = data.image_set("train", tiny_model_config["image_size"], read_label_map())
@@ -78,7 +82,12 @@ def trained(five, tiny_model, tiny_model_config):
         network = tiny_model().train()
         if logit_scale is not None:
             torch.nn.init.constant_(network.logit_scale, logit_scale)
+        if frozen:
+            images.features = torch.randn(len(images), 32)
+            train_set.text_features = F.normalize(torch.randn(len(train_set.captions), 32), dim=-1)
         learner = make_learner(network, options, 8)._replace(**changes)
+        if wrap is not None:
+            learner = learner._replace(model=wrap(network))
         for epoch in range(steps):
             for batch in train_set.batches(epoch, 5):
                 assert math.isfinite(train_step(learner, train_set, batch, options, "a step"))
@@ -111,6 +120,33 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(traine
 
 def test_a_step_pulls_the_temperature_back_to_its_bound(trained):
     assert trained(1, logit_scale=9.0).model.logit_scale.exp() < 100
+
+
+class Wrapped(torch.nn.Module):
+    """Counts a model's calls; all else is the model's own, as with torch.compile."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.calls = 0
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.network, name)
+
+    def forward(self, *arguments, **options):
+        self.calls += 1
+        return self.network(*arguments, **options)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["pixels", "features"])
+def test_what_wraps_the_model_sees_each_step(trained, frozen):
+    plain = trained(3, frozen=frozen).model
+    wrapped = trained(3, frozen=frozen, wrap=Wrapped).model
+    assert wrapped.calls == 3
+    assert not changed(plain.state_dict(), wrapped.network.state_dict())
 
 
 # ------------------------------------------------------------------ the model, freezing

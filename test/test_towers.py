@@ -15,6 +15,7 @@ from clips import (
     SENTENCES,
     TOLERANCE,
     VIT,
+    inputs,
     largest_difference,
     open_clip_model,
     randomise,
@@ -30,6 +31,20 @@ def test_features_equal_open_clip(name, device):
     ours = CLIP(model_config).eval()
     ours.load_state_dict(theirs.state_dict())
     assert largest_difference(ours, theirs, model_config["image_size"], device) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_call_gives_the_logits_of_open_clip(device):
+    theirs = open_clip_model(VIT).to(device).eval()
+    ours = CLIP(VIT).to(device).eval()
+    ours.load_state_dict(theirs.state_dict())
+    image, text = inputs(VIT["image_size"], device)
+    text = text[:2]  # so that rows are not taken for columns
+    found = ours(image, text)
+    expected = theirs.get_logits(image, text)
+    assert found[0].shape == (len(image), 2) and found[1].shape == (2, len(image))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 if device.type == "cpu" else 1e-3)
 
 
 def test_temperature_starts_where_clip_does():

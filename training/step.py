@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
@@ -201,16 +200,19 @@ def training_pixels(batch, image_size):
 def embeddings(model, batch, pixels):
     """Unit embeddings of a batch's images and texts, each (B, E).
 
+    The model itself is called, not its methods, so that what is wrapped around it sees each step.
     pixels: None where the batch has the features of frozen towers.
     """
-    if pixels is None:
-        image_features = batch["image_features"]
-        text_features = batch["text_features"]
-    else:
-        image_features = model.encode_image(pixels)
-        text_features = F.normalize(model.encode_text(batch["text"]), dim=-1)
-    _, _, fused = model.branches(image_features, batch["nodes"], batch["adjacency"], batch["mask"])
-    return fused, text_features
+    encoded = pixels is None
+    return model(
+        batch["image_features"] if encoded else pixels,
+        batch["text_features"] if encoded else batch["text"],
+        batch["nodes"],
+        batch["adjacency"],
+        batch["mask"],
+        encoded=encoded,
+        features_only=True,
+    )
 
 
 def train_step(learner, train_set, batch, options, place):
