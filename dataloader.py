@@ -103,7 +103,7 @@ class RetrievalData:
     annotations        as dataset.annotations gives them, a validation split among them
     drawn_split        names by split where a validation split was drawn, to be saved; else None
     validation         the split to choose a model on: "val", or "dev" with --dev-images
-    held_out           the splits that no training image may stand in
+    held_out           the splits that no training image may stand in: all for validation or test
     index, detections  image files by stem; detection files by image file, or None
     det_json           folder of the detections, or None
     """
@@ -135,9 +135,8 @@ class RetrievalData:
             dev_images=dev_images,
         )
         self.validation = "dev" if dev_images else "val"
-        self.held_out = ["test"] if self.has("test") else []
-        if dev_images and self.has("val"):
-            self.held_out.append("val")
+        held_out = ["test", "val", "dev"] if dev_images else ["test", "val"]
+        self.held_out = [split for split in held_out if self.has(split)]
 
     def has(self, split):
         """Whether there is such a split."""

@@ -1,4 +1,4 @@
-"""No test image in training: what the data sets test on is left out."""
+"""No validation or test image in training: what any data set holds out is left out of all."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,38 +7,41 @@ from dataset import images
 from dataset.annotations import normal_form
 
 
-def without_test(data_sets, image_set, drop_captions):
-    """Training records without what the data sets test on: (records, left out).
+def without_held_out(data_sets, image_set, drop_captions):
+    """Training records without what the data sets hold out: (records, left out).
 
     data_sets: of dataloader.RetrievalData; image_set: the joint one of "train", readable.
-    An image is left out, its record's captions empty, for the first of these reasons that holds:
+    Held out are the test and validation splits, a drawn "dev" among them (`held_out` of a data
+    set). A test split is here each of them but the one to choose a model on, so beside a "dev"
+    "val" too. An image is left out, its record's captions empty, for the first of these reasons
+    that holds:
 
-        by_name          a test split of its own data set names it
-        by_content       an image of any test split has the same pixels
+        by_name          a held-out split of its own data set names it
+        by_content       an image of any data set's held-out splits has the same pixels
         no_caption_left  all its captions are test captions
 
     With `drop_captions` those captions go that stand in any test split (stripped, case folded);
     else none does. Left out is, by the name of the data set, a dict of these reasons, each with the
     list of its images' names, and "captions", the number of captions dropped from images that stay
-    or that have none left. Beside a drawn "dev", "val" counts as a test split too (`held_out`).
+    or that have none left.
     """
-    test_hashes = _test_hashes(data_sets)
+    held_out_hashes = _held_out_hashes(data_sets)
     test_captions = _test_captions(data_sets) if drop_captions else set()
     hashes = iter(image_set.hashes)
     records = []
     left_out = {}
     for data in data_sets:
-        test_names = _test_names(data)
+        held_out_names = _held_out_names(data)
         out = {"by_name": [], "by_content": [], "no_caption_left": [], "captions": 0}
         for record in data.records("train"):
             content_hash = next(hashes)
             kept = tuple(
                 caption for caption in record.captions if normal_form(caption) not in test_captions
             )
-            if images.without_suffix(record.name) in test_names:
+            if images.without_suffix(record.name) in held_out_names:
                 out["by_name"].append(record.name)
                 kept = ()
-            elif content_hash in test_hashes:
+            elif content_hash in held_out_hashes:
                 out["by_content"].append(record.name)
                 kept = ()
             else:
@@ -51,8 +54,8 @@ def without_test(data_sets, image_set, drop_captions):
     return records, left_out
 
 
-def _test_names(data):
-    """The names, without extension, in the data set's test splits."""
+def _held_out_names(data):
+    """The names, without extension, in the data set's held-out splits."""
     return {
         images.without_suffix(record.name)
         for split in data.held_out
@@ -66,13 +69,14 @@ def _test_captions(data_sets):
         normal_form(caption)
         for data in data_sets
         for split in data.held_out
+        if split != data.validation
         for record in data.records(split)
         for caption in record.captions
     }
 
 
-def _test_hashes(data_sets):
-    """Content hashes of all readable images in test splits; says how many are not readable."""
+def _held_out_hashes(data_sets):
+    """Content hashes of all readable images in held-out splits; says how many are not readable."""
     found = set()
     for data in data_sets:
         for split in data.held_out:
@@ -105,7 +109,7 @@ def _report(name, out):
     captions = out["captions"]
     if by_name or by_content or no_caption_left or captions:
         print(
-            f"{name}: left out of training, being in a test split: {by_name} images by name, "
+            f"{name}: left out of training, being held out: {by_name} images by name, "
             f"{by_content} by content, {captions} captions; {no_caption_left} images have no "
             "caption left"
         )

@@ -1,4 +1,4 @@
-"""No image that one data set tests on is in the training images of any."""
+"""No image that one data set validates or tests on is in the training images of any."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 from conftest import IMAGE_SIZE, MODEL_CONFIG, equal_batches, write_image, write_karpathy
 from dataloader import joint_image_set, read_data_sets
 from dataset.batches import TrainingSet
-from dataset.overlap import without_test
+from dataset.overlap import without_held_out
 from det_formats.det_json import read_label_map
 from options import AUGMENTATIONS, default_options
 
@@ -46,27 +46,27 @@ def joint(pair, **changes):
     options = {**default_options("train"), "dataset": ["one", "two"], **changes}
     data_sets = read_data_sets({**options, "data_root": [str(root) for root in pair]})
     image_set = joint_image_set(data_sets, "train", IMAGE_SIZE, read_label_map())
-    records, left_out = without_test(data_sets, image_set, options["drop_test_captions"])
+    records, left_out = without_held_out(data_sets, image_set, options["drop_test_captions"])
     return data_sets, image_set, records, left_out
 
 
-def naive(data_sets, held_out=("test",)):
+def naive(data_sets, held_out=("test", "val")):
     """The names that are to be left out of each data set, by loops over names and pixels."""
 
     def pixels(data, record):
         [path] = (data.root / "imgs").glob(f"{record.name.split('.')[0]}.*")
         return np.array(Image.open(path).convert("RGB"))
 
-    tests = [(data, r) for data in data_sets for split in held_out for r in data.records(split)]
+    held = [(data, r) for data in data_sets for split in held_out for r in data.records(split)]
     found = {}
     for data in data_sets:
         found[data.name] = {"by_name": [], "by_content": []}
-        stems = [r.name.split(".")[0] for other, r in tests if other is data]
+        stems = [r.name.split(".")[0] for other, r in held if other is data]
         for record in data.records("train"):
             own = pixels(data, record)
             if record.name.split(".")[0] in stems:
                 found[data.name]["by_name"].append(record.name)
-            elif any(np.array_equal(own, pixels(*test)) for test in tests):
+            elif any(np.array_equal(own, pixels(*image)) for image in held):
                 found[data.name]["by_content"].append(record.name)
     return found
 
@@ -104,11 +104,12 @@ def test_nothing_is_left_out_where_nothing_overlaps(pair, capsys):
     assert drawn(image_set, records) == sorted("abcdbefg")
 
 
-def test_images_of_any_test_split_are_left_out_of_training(pair, capsys):
+@pytest.mark.parametrize(("split", "held"), [("test", "t"), ("val", "i")])
+def test_held_out_images_of_any_data_set_are_left_out_of_training(pair, capsys, split, held):
     one, two = pair
-    write_karpathy(one, {**ONE, "test": {**ONE["test"], "b.tif": ("x",)}})  # two has a b as well
-    replace_image(one, "d", one / "imgs" / "t.png")
-    replace_image(two, "f", one / "imgs" / "u.png")
+    write_karpathy(one, {**ONE, split: {**ONE[split], "b.tif": ("x",)}})  # two has a b as well
+    replace_image(one, "d", one / "imgs" / f"{held}.png")
+    replace_image(two, "f", one / "imgs" / f"{held}.png")
     data_sets, image_set, records, left_out = joint(pair)
     assert left_out == {
         "one": {**NOTHING, "by_name": ["b"], "by_content": ["d"]},
@@ -119,7 +120,7 @@ def test_images_of_any_test_split_are_left_out_of_training(pair, capsys):
     assert [record.name for record in records if not record.captions] == ["b", "d", "f"]
     assert drawn(image_set, records) == sorted("acbeg")
     lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    counts = [line.split("split: ")[1] for line in lines]
+    counts = [line.split("held out: ")[1] for line in lines]
     assert counts == [
         f"{by_name} images by name, 1 by content, 0 captions; 0 images have no caption left"
         for by_name in (1, 0)
@@ -154,12 +155,23 @@ def test_unreadable_test_images_are_counted_and_the_others_compared(pair, capsys
 
 
 def test_beside_a_dev_split_val_is_held_out_too(pair):
+    """Its captions are those of a test split then; of a split to choose on they may be trained."""
     replace_image(pair[0], "a", pair[1] / "imgs" / "h.png")
     replace_image(pair[0], "b", pair[0] / "imgs" / "i.png")
     data_sets, _, _, left_out = joint(pair, dev_images=1)
     assert sorted(left_out["one"]["by_content"]) == ["a", "b"]
-    for name, reasons in naive(data_sets, ("test", "val")).items():
+    for name, reasons in naive(data_sets, ("test", "val", "dev")).items():
         assert reasons.items() <= left_out[name].items()
-    assert joint(pair)[3] == {"one": NOTHING, "two": NOTHING}
-    left_out = joint(pair, dev_images=1, drop_test_captions=True)[3]
-    assert "b" in left_out["two"]["no_caption_left"]  # "a shore" is in the first one's val
+    for dev_images in (0, 1):
+        left_out = joint(pair, dev_images=dev_images, drop_test_captions=True)[3]
+        # "a shore" is in the first one's val
+        assert ("b" in left_out["two"]["no_caption_left"]) == bool(dev_images)
+
+
+def test_images_of_a_drawn_dev_split_are_held_out_of_the_other_data_set(pair):
+    one, two = joint(pair, dev_images=1)[0]
+    [dev] = two.records("dev")
+    name = one.records("train")[0].name
+    replace_image(pair[0], name, pair[1] / "imgs" / f"{dev.name}.png")
+    left_out = joint(pair, dev_images=1)[3]
+    assert left_out == {"one": {**NOTHING, "by_content": [name]}, "two": NOTHING}

@@ -21,7 +21,7 @@ from dataloader import joint_image_set, read_data_sets
 from dataset.augment import stored_size
 from dataset.batches import TrainingSet, require_readable
 from dataset.cache import PREPROCESSING, default_cache_dir
-from dataset.overlap import without_test
+from dataset.overlap import without_held_out
 from metrics.ranks import KS
 from training import resume
 from writing import written_whole
@@ -36,7 +36,7 @@ class TrainingData(NamedTuple):
     train_set: TrainingSet
     val_sets: list  # an ImageSet for each data set
     val_texts: list  # for each the features (T, E) of its captions, None where a tower learns
-    left_out: dict  # see overlap.without_test
+    left_out: dict  # see overlap.without_held_out
     digest: str  # of images, captions and detections
 
 
@@ -58,9 +58,9 @@ def read_data(options, model_config, label_map):
     images = joint_image_set(data_sets, "train", larger, label_map)
     val_sets = [data.image_set(data.validation, image_size, label_map) for data in data_sets]
     require_readable(images, *val_sets)
-    records, left_out = without_test(data_sets, images, options["drop_test_captions"])
+    records, left_out = without_held_out(data_sets, images, options["drop_test_captions"])
     if not any(record.captions for record in records):
-        raise ValueError("no training image is left: all are in a test split")
+        raise ValueError("no training image is left: all are in a validation or test split")
     train_set = TrainingSet(
         images,
         records,
