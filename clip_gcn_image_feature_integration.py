@@ -214,11 +214,12 @@ def verify(model, images, device):
     return results
 
 
-def load_images(paths, names, det_json, checkpoint):
+def load_images(paths, names, det_json, checkpoint, skip_unreadable=False):
     """ImageSet of image files as a checkpoint's model takes them; ValueError lists unreadable ones.
 
     names: their paths as `det_json`, the folder of their detections, mirrors them; None for no
-    graphs.
+    graphs. skip_unreadable: leave those out that cannot be read, and list them on standard error;
+    the set's `paths` are those of the others.
     """
     options = checkpoint["options"]
     detections = [None] * len(names)
@@ -228,21 +229,36 @@ def load_images(paths, names, det_json, checkpoint):
         detections = [found[name] for name in names]
         if options["graph"] == "none":
             print("this model has no graph branch: detections change nothing")
-    images = ImageSet(
-        paths,
-        detections,
-        image_size=checkpoint["definition"]["image_size"],
-        label_map=LabelMap(checkpoint["labels"]),
-        max_objects=options["max_objects"],
-        published=options["graph"] == "published",
-    )
-    require_readable(images)
+    settings = {
+        "image_size": checkpoint["definition"]["image_size"],
+        "label_map": LabelMap(checkpoint["labels"]),
+        "max_objects": options["max_objects"],
+        "published": options["graph"] == "published",
+    }
+    images = ImageSet(paths, detections, **settings)
+    if skip_unreadable and images.problems:
+        kept = _readable(images)
+        names = [names[i] for i in kept]
+        detections = [detections[i] for i in kept]
+        images = ImageSet([paths[i] for i in kept], detections, **settings)
+    require_readable(images, remedy="infer.py --skip-unreadable leaves them out")
     print(images.counts())
     if det_json and not any(len(class_ids) for class_ids, _ in images.boxes):
         print(f"warning: {no_objects(names, detections, det_json)}", file=sys.stderr)
     for kind, evidence in images.findings():
         print(f"warning: {kind}: {evidence}", file=sys.stderr)
     return images
+
+
+def _readable(images):
+    """Which images of an ImageSet could be read; lists the others on standard error."""
+    readable = [i for i, digest in enumerate(images.hashes) if digest is not None]
+    count = f"{len(images.problems)} of {len(images)} images are unreadable"
+    if not readable:
+        raise ValueError(f"{count}: none is left; the first: {images.problems[0]}")
+    lines = [f"warning: {count} and left out:", *images.problems]
+    print("\n  ".join(lines), file=sys.stderr)
+    return readable
 
 
 def main(arguments=None):

@@ -47,7 +47,7 @@ from metrics.queries import query_rows, top_items, worst_and_best
 from metrics.ranks import KS, per_image
 from metrics.tables import comparison, read_results, table, write_ranks, write_results
 from model import latest_checkpoint
-from options import DATA, FREE, parse_options, run
+from options import DATA, FREE, default_options, parse_options, run
 
 # ------------------------------------------------------------------ a model on a split
 
@@ -92,13 +92,15 @@ def evaluate(model, images, records, device, batch_size=64, workers=0, text_feat
 # ------------------------------------------------------------------ what is measured
 
 PLACES = ("data_root", "det_json", "annotations")  # options with a value for each data set
+MACHINE = ("workers", "cache_gb", "cache_dir")  # what suits the machine that a model is measured on
 
 
 def merged(given, saved):
     """Options of a checkpoint, replaced by those given on the command line (not None).
 
     A data set that the checkpoint was trained on keeps its places, of which --data-root leaves the
-    form of its annotations only; another brings its own.
+    form of its annotations only; another brings its own. Workers and cache are never the
+    checkpoint's, whose machine may have been another.
     """
     given = {name: value for name, value in given.items() if value is not None}
     data_sets = given.get("dataset", saved["dataset"])
@@ -106,6 +108,8 @@ def merged(given, saved):
     places = dict.fromkeys(PLACES)  # None, which means the default
     for option in kept:
         places[option] = _values_of(data_sets, saved, option)
+    usual = default_options("evaluate")
+    saved = {**saved, **{option: usual[option] for option in MACHINE}}
     return {**saved, **places, **given}
 
 

@@ -2,10 +2,11 @@
 
     python infer.py                                    # the five images and sentences of test/
     python infer.py --images tiles/ --det-json det_json_of_tiles/ --queries "two ships" --top-k 5
-    python infer.py --images "a/*.tif" b.png --queries sentences.txt --csv matrix.csv
+    python infer.py --images "a/*.tif" b.png --queries sentences.txt --threshold 0.3 --csv hits.csv
 
 Prints the cosine of every image's fused and every sentence's text embedding, sentences by images,
-the best image of each sentence marked, and a legend.
+the best image of each sentence marked, and a legend with the best sentence of each image and the
+best image of each sentence. Of many images only the best for each sentence are listed.
 """
 
 from options import answer_early
@@ -13,9 +14,9 @@ from options import answer_early
 if __name__ == "__main__":
     answer_early("infer", __doc__)  # before torch is imported, which takes seconds
 
-import csv
 import glob
 import json
+import math
 import os
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from clip_gcn_image_feature_integration import (
 )
 from dataset.annotations import prepared, read_text
 from dataset.images import is_image
+from metrics.tables import write_csv
 from model import latest_checkpoint
 from options import parse_options, run
 
@@ -42,15 +44,19 @@ def find_files(arguments):
     """(image files that files, folders and globs mean, their names for `match_detections`).
 
     Names are relative to the folder where one folder is given, which detections then mirror;
-    otherwise whole paths, whose ends are matched. Raises ValueError where an argument means no
+    otherwise whole paths, whose ends are matched. Raises ValueError with all arguments that mean no
     image.
     """
     paths = []
+    empty = []
     for argument in arguments:
         found = _images_of(argument)
         if not found:
-            raise ValueError(f"--images {argument}: no image file, folder or glob that has any")
+            empty.append(argument)
         paths += found
+    if empty:
+        wrong = ", ".join(empty)
+        raise ValueError(f"--images {wrong}: no image file, folder or glob that has any")
     paths = list(dict.fromkeys(paths))  # each once, in the order given
     if len(arguments) == 1 and os.path.isdir(arguments[0]):
         names = [Path(path).relative_to(arguments[0]).as_posix() for path in paths]
@@ -95,8 +101,44 @@ def prepare(queries, options):
     return texts
 
 
-def matrix_lines(scores):
-    """The matrix (queries, images) as published, each query's best image marked with *."""
+def ranking(scores, names, queries, top_k, threshold=-math.inf):
+    """For each query its best images: [{"query", "images": [{"image", "score"}]}].
+
+    scores: (queries, images). Only scores at or above the threshold count; equal ones stand in the
+    order of the images.
+    """
+    values, indices = scores.sort(dim=1, descending=True, stable=True)
+    result = []
+    for q, query in enumerate(queries):
+        hits = []
+        for i, score in zip(indices[q, :top_k].tolist(), values[q, :top_k].tolist(), strict=True):
+            if score >= threshold:
+                hits.append({"image": names[i], "score": score})
+        result.append({"query": query, "images": hits})
+    return result
+
+
+def best_of_images(scores, names, queries, threshold=-math.inf):
+    """For each image its best query: [{"image", "query", "score"}].
+
+    scores: (queries, images). Query and score are None where no score is at or above the threshold.
+    """
+    values, indices = scores.sort(dim=0, descending=True, stable=True)
+    result = []
+    for i, name in enumerate(names):
+        score = values[0, i].item()
+        if score >= threshold:
+            result.append({"image": name, "query": queries[indices[0, i]], "score": score})
+        else:
+            result.append({"image": name, "query": None, "score": None})
+    return result
+
+
+def matrix_lines(scores, threshold=-math.inf):
+    """The matrix (queries, images) as published.
+
+    Each query's best image is marked with * where its score is at or above the threshold.
+    """
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, 0].tolist()
     heads = [f"Img{i + 1}" for i in range(scores.shape[1])]
     lines = [
@@ -106,49 +148,45 @@ def matrix_lines(scores):
     for q, row in enumerate(scores.tolist()):
         line = f"{f'Query {q + 1}:':10s}"
         for i, value in enumerate(row):
-            mark = "*" if i == best[q] else " "
+            mark = "*" if i == best[q] and value >= threshold else " "
             line += f"{value:7.2f}{mark}"
         lines.append(line.rstrip())
     return lines
 
 
-def ranking(scores, names, queries, top_k):
-    """For each query its best images: [{"query", "images": [{"image", "score"}]}]."""
-    values, indices = scores.sort(dim=1, descending=True, stable=True)
-    result = []
-    for q, query in enumerate(queries):
-        best = zip(indices[q, :top_k].tolist(), values[q, :top_k].tolist(), strict=True)
-        hits = [{"image": names[i], "score": score} for i, score in best]
-        result.append({"query": query, "images": hits})
-    return result
+def legend_lines(ranked, of_images, threshold=-math.inf):
+    """What the columns and rows of the matrix are, each with its best match.
+
+    ranked, of_images: as of `ranking` and `best_of_images`.
+    """
+    none = f"none at or above {threshold:g}"
+    lines = ["Images with their best sentence, and queries with their best image (*):"]
+    for i, entry in enumerate(of_images):
+        best = none if entry["query"] is None else entry["query"]
+        lines.append(f"  Img{i + 1}: {entry['image']} -> {best}")
+    for q, entry in enumerate(ranked):
+        best = entry["images"][0]["image"] if entry["images"] else none
+        lines.append(f"  Query {q + 1}: {entry['query']} -> {best}")
+    return lines
 
 
-def print_matrix(scores, names, queries, ranked):
-    """Print the matrix and what its rows and columns are."""
-    print("\n".join(matrix_lines(scores)))
-    print("\nImages, and queries with their best match (*):")
-    for i, name in enumerate(names):
-        print(f"  Img{i + 1}: {name}")
-    for q, query in enumerate(queries):
-        best = ranked[q]["images"][0]["image"]
-        print(f"  Query {q + 1}: {query} -> {best}")
-
-
-def print_ranking(ranked):
+def print_ranking(ranked, threshold=-math.inf):
     """Print every query with its best images, one a line."""
     for entry in ranked:
         print(f"\n{entry['query']}")
+        if not entry["images"]:
+            print(f"  none at or above {threshold:g}")
         for place, hit in enumerate(entry["images"], start=1):
             print(f"  {place:3d}. {hit['score']:.3f} {hit['image']}")
 
 
-def write_csv(path, scores, names, queries):
-    """The matrix as a table: a row a query, a column an image."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["query", *names])
-        for query, row in zip(queries, scores.tolist(), strict=True):
-            writer.writerow([query, *(f"{value:.6f}" for value in row)])
+def pairs(ranked):
+    """The rows of --csv, one for each query and image: {"query", "rank", "image", "score"}."""
+    rows = []
+    for entry in ranked:
+        for rank, hit in enumerate(entry["images"], start=1):
+            rows.append({"query": entry["query"], "rank": rank, **hit})
+    return rows
 
 
 def main(arguments=None):
@@ -164,7 +202,9 @@ def main(arguments=None):
         paths, names = find_files([str(SAMPLES)])
         det_json = det_json or SAMPLES.parent / "det_json"
     queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
-    images = load_images(paths, names, det_json, checkpoint)
+    images = load_images(
+        paths, names, det_json, checkpoint, skip_unreadable=options.skip_unreadable
+    )
     image_features = encode_images(model, images, device, options.batch_size)["fused"]
     texts = prepare(queries, checkpoint["options"])
     scores = encode_texts(model, texts, device) @ image_features.T  # (queries, images)
@@ -172,20 +212,34 @@ def main(arguments=None):
         raise ValueError(f"{name}: the model gives scores that are not finite")
 
     if options.images:
-        names = [Path(path).as_posix() for path in paths]  # as they were given
-    top_k = options.top_k
+        names = [path.as_posix() for path in images.paths]  # as they were given
+    else:
+        names = [path.name for path in images.paths]
     fits = len(names) <= WIDEST
-    if not fits and not top_k:
+    threshold = -math.inf if options.threshold is None else options.threshold
+    top_k = options.top_k
+    if not top_k and options.threshold is not None:
+        top_k = len(names)  # all that reach it
+    elif not top_k and not fits:
         top_k = 10
-    ranked = ranking(scores, names, queries, top_k or 1)
+    ranked = ranking(scores, names, queries, top_k or 1, threshold)
+    of_images = best_of_images(scores, names, queries, threshold)
     if fits:
-        print_matrix(scores, names, queries, ranked)
+        lines = [*matrix_lines(scores, threshold), "", *legend_lines(ranked, of_images, threshold)]
+        print("\n".join(lines))
     if top_k:
-        print_ranking(ranked)
+        print_ranking(ranked, threshold)
     if options.csv:
-        write_csv(options.csv, scores, names, queries)
+        hits = ranking(scores, names, queries, len(names), threshold)
+        write_csv(options.csv, ["query", "rank", "image", "score"], pairs(hits))
     if options.json:
-        content = {"images": names, "queries": queries, "scores": scores.tolist(), "best": ranked}
+        content = {
+            "images": names,
+            "queries": queries,
+            "scores": scores.tolist(),
+            "best": ranked,
+            "best_of_images": of_images,
+        }
         Path(options.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return scores
 

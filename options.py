@@ -217,6 +217,8 @@ OPTIONS = (
            help="sentences, or text files with one a line"),
     option("--det-json", "infer", "input",
            help="folder of detections that mirrors --images; default no graphs"),
+    option("--skip-unreadable", "infer", "input", action="store_true",
+           help="leave out images that cannot be read, and list them; default an error"),
     option("--against", "audit", "input", nargs=2, metavar=("A", "B"),
            help="two data roots: report what they share"),
     option("detections", "V_Graph", "input", help="a file of det_json/"),
@@ -226,7 +228,10 @@ OPTIONS = (
     # ------------------------------------------------------------------ what a script writes
     option("--top-k", "infer", "output", least=0, type=int, default=0,
            help="list so many best images for each sentence"),
-    option("--csv", "infer", "output", type=output_path, help="write the matrix to this file"),
+    option("--threshold", "infer", "output", least=-1, most=1, type=number,
+           help="list and write to --csv only images with this cosine or more"),
+    option("--csv", "infer", "output", type=output_path,
+           help="write query, rank, image and score to this file, a row a pair"),
     option("--json", "infer", "output", type=output_path,
            help="write matrix, names and ranking to this file"),
     option("--json", "evaluate", "output", type=output_path,
@@ -256,7 +261,8 @@ OPTIONS = (
 # fmt: on
 
 FREE = {row.name for row in OPTIONS if "train" in row.scripts and row.free}
-# What a checkpoint says of its data; evaluate.py takes it from there where nothing is given.
+# What a checkpoint says of its data. Where nothing is given, evaluate.py takes it from there, all
+# but evaluate.MACHINE.
 DATA = tuple(row.name for row in OPTIONS if row.group == "data" and "evaluate" in row.scripts)
 
 

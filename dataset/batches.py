@@ -176,12 +176,14 @@ def _leave_group(_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by it the script ends its loaders
 
 
-def require_readable(*image_sets):
-    """Raise one ValueError for all missing and unreadable images, with the first ten."""
+def require_readable(*image_sets, remedy="mend or remove them"):
+    """Raise one ValueError for all missing and unreadable images, with the first twenty."""
     problems = [problem for image_set in image_sets for problem in image_set.problems]
     if problems:
-        first = "\n  ".join(problems[:10])
-        raise ValueError(f"{len(problems)} images are missing or unreadable:\n  {first}")
+        lines = [f"{len(problems)} images are missing or unreadable; {remedy}:", *problems[:20]]
+        if len(problems) > 20:
+            lines.append(f"and {len(problems) - 20} more")
+        raise ValueError("\n  ".join(lines))
 
 
 # ------------------------------------------------------------------ training

@@ -12,6 +12,7 @@ from statistics import mean, stdev
 from metrics.intervals import bootstrap, by_place
 from metrics.methods import methods, seeds_of
 from metrics.ranks import DIRECTIONS, direction_name
+from metrics.result_content import checked_results
 
 WIDE = 0.1  # points by which ties have to move a figure to be mentioned
 
@@ -226,16 +227,15 @@ def read_results(path):
     """The results in a file of `write_results`; ValueError that names a file that is none."""
     remedy = "write result files with evaluate.py --json"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        results = json.loads(text)["results"]
-        is_complete = bool(results) and all(result["per_image"]["names"] for result in results)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: not readable ({error.strerror}); {remedy}") from None
-    except (ValueError, KeyError, TypeError):
-        is_complete = False
-    if not is_complete:
-        raise ValueError(f"{path}: not a result file; {remedy}")
-    return results
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a result file; no JSON ({error}); {remedy}") from None
+    try:
+        return checked_results(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a result file; {error}; {remedy}") from None
 
 
 def write_ranks(path, rows, further=()):
@@ -252,6 +252,15 @@ def write_ranks(path, rows, further=()):
         "competitor",
         "competitor_score",
     ]
+    write_csv(path, columns, rows)
+
+
+def write_csv(path, columns, rows):
+    """Write rows, dicts that have these columns, as CSV.
+
+    Fractions have six digits. A text that a spreadsheet would take for a formula gets an apostrophe
+    before it.
+    """
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -259,6 +268,13 @@ def write_ranks(path, rows, further=()):
             writer.writerow([_cell(row[column]) for column in columns])
 
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet's formula may begin with
+
+
 def _cell(value):
-    """A value of a CSV row; six digits of a fraction tell enough."""
-    return round(value, 6) if isinstance(value, float) else value
+    """A value as it stands in a CSV file; numbers stay numbers."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, str) and value.startswith(FORMULAS):
+        return f"'{value}"
+    return value

@@ -62,6 +62,15 @@ def test_given_options_replace_a_checkpoints(saved, given, data_root, det_json, 
     assert (found["max_objects"], merged(given, saved)["max_objects"]) == (9, 20)
 
 
+def test_workers_and_cache_are_not_the_training_machines():
+    trained = {**SAVED, "workers": 8, "cache_gb": 200, "cache_dir": "/fast"}
+    machine = ("workers", "cache_gb", "cache_dir")
+    found = merged({"dataset": None, "workers": None}, trained)
+    assert [found[name] for name in machine] == [0, 4, None]
+    found = merged({"workers": 2, "cache_gb": 0, "cache_dir": "/tmp"}, trained)
+    assert [found[name] for name in machine] == [2, 0, "/tmp"]
+
+
 # ------------------------------------------------------------------ one checkpoint
 
 

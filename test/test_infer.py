@@ -59,10 +59,16 @@ def tiles(tmp_path):
 
 
 def legend(lines):
-    """Names of the images as the legend lists them, and each query's best."""
-    images = [m[1] for line in lines if (m := re.fullmatch(r"  Img\d+: (.+)", line))]
+    """Of the legend: the names of the images, their best sentences, each query's best image."""
+    images = [m.groups() for line in lines if (m := re.fullmatch(r"  Img\d+: (.+) -> (.+)", line))]
     best = [m[1] for line in lines if (m := re.fullmatch(r"  Query \d+: .+ -> (.+)", line))]
-    return images, best
+    return [name for name, _ in images], [sentence for _, sentence in images], best
+
+
+def read_rows(path):
+    """The rows of a CSV file, its head among them."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
 def expected_scores(checkpoint, images, detections):
@@ -98,7 +104,8 @@ def test_default_prints_the_matrix_of_the_samples(show, checkpoint):
         assert marked == [int(np.argmax(values))]
         # Numbers stand below their heads, whose last place is the mark's.
         assert [number.end() + 1 for number in re.finditer(r"-?\d\.\d\d", row)] == ends
-    assert legend(lines) == (NAMES, [NAMES[i] for i in scores.argmax(dim=1)])
+    best_sentences = [SENTENCES[q] for q in scores.argmax(dim=0)]
+    assert legend(lines) == (NAMES, best_sentences, [NAMES[i] for i in scores.argmax(dim=1)])
     assert all(any(query in line for line in lines) for query in SENTENCES)
 
 
@@ -107,7 +114,9 @@ def test_printed_and_ranked_best_agree_where_images_tie(show, tmp_path):
         shutil.copy(SAMPLES / "sample_1.png", tmp_path / name)
     _, lines = show("--images", tmp_path, "--json", tmp_path / "out.json")
     best = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["best"]
-    assert legend(lines)[1] == [entry["images"][0]["image"] for entry in best]
+    assert legend(lines)[2] == [entry["images"][0]["image"] for entry in best]
+    _, again = show("--queries", "a ship", "A SHIP", "a  ship")  # equal tokens, equal scores
+    assert legend(again)[1] == ["a ship"] * 5
     marks = [line for line in lines if "*" in line and line.startswith("Query")]
     assert [line.split(":")[1].split()[0][-1] for line in marks] == ["*"] * len(SENTENCES)
 
@@ -116,14 +125,21 @@ def test_top_k_csv_and_json_agree_with_the_matrix(show, tmp_path):
     table, dump = tmp_path / "new" / "m.csv", tmp_path / "other" / "new" / "m.json"
     queries = ["two ships", 'a "plane", on grass']
     scores, lines = show("--queries", *queries, "--top-k", 3, "--csv", table, "--json", dump)
-    with open(table, newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
-    assert head == ["query", *NAMES] and [row[0] for row in rows] == queries
-    found = np.array([[float(cell) for cell in row[1:]] for row in rows])
-    assert found == pytest.approx(scores.numpy(), abs=1e-6)
+    head, *rows = read_rows(table)
+    assert head == ["query", "rank", "image", "score"]
+    ranked = torch.argsort(scores, descending=True).tolist()
+    expected = [
+        [queries[q], str(rank), NAMES[i], pytest.approx(scores[q, i].item(), abs=1e-6)]
+        for q in range(2)
+        for rank, i in enumerate(ranked[q], start=1)
+    ]
+    assert [[*row[:3], float(row[3])] for row in rows] == expected  # every pair
     content = json.loads(dump.read_text(encoding="utf-8"))
     assert (content["images"], content["queries"]) == (NAMES, queries)
     assert content["scores"] == scores.tolist()
+    for i, entry in enumerate(content["best_of_images"]):
+        best = int(scores[:, i].argmax())
+        assert entry == {"image": NAMES[i], "query": queries[best], "score": scores[best, i].item()}
     for q, entry in enumerate(content["best"]):
         order = np.argsort(-scores[q].numpy())[:3].tolist()
         assert entry["query"] == queries[q]
@@ -133,6 +149,39 @@ def test_top_k_csv_and_json_agree_with_the_matrix(show, tmp_path):
         assert lines[start + 1 : start + 4] == [
             f"  {place:3d}. {scores[q, i]:.3f} {NAMES[i]}" for place, i in enumerate(order, 1)
         ]
+
+
+def test_a_threshold_leaves_only_hits(show, tmp_path):
+    table, dump = tmp_path / "hits.csv", tmp_path / "hits.json"
+    scores, _ = show()
+    every = sorted(scores.flatten().tolist())
+    for least, count in ((every[12], 13), (every[-1], 1)):  # at it counts
+        _, lines = show("--threshold", least, "--csv", table, "--json", dump)
+        hits = [(q, i) for q in range(5) for i in range(5) if scores[q, i] >= least]
+        assert len(hits) == count
+        assert sorted((row[0], row[2]) for row in read_rows(table)[1:]) == sorted(
+            (SENTENCES[q], NAMES[i]) for q, i in hits
+        )
+        assert sum(bool(re.match(r" +\d+\. ", line)) for line in lines) == count  # all are listed
+        without = set(range(5)) - {q for q, _ in hits}
+        none = f"none at or above {least:g}"
+        assert {SENTENCES[q] for q in without} == {
+            sentence for sentence in SENTENCES if lines[lines.index(sentence) + 1] == f"  {none}"
+        }
+        _, of_images, of_queries = legend(lines)
+        assert {q for q in range(5) if of_queries[q] == none} == without
+        assert [name == none for name in of_images] == (scores < least).all(dim=0).tolist()
+        assert sum("*" in line for line in lines if line.startswith("Query")) == 5 - len(without)
+        content = json.loads(dump.read_text(encoding="utf-8"))
+        assert sum(len(entry["images"]) for entry in content["best"]) == count
+        empty = [entry["query"] is None for entry in content["best_of_images"]]
+        assert (
+            empty == [name == none for name in of_images] and content["scores"] == scores.tolist()
+        )
+    _, lines = show("--threshold", -1, "--top-k", 2)
+    assert sum(bool(re.match(r" +\d+\. ", line)) for line in lines) == 10
+    with pytest.raises(ValueError, match="--threshold 30.0: expected 1 or less"):
+        show("--threshold", 30)
 
 
 def test_more_images_than_a_matrix_holds_are_ranked(show, tmp_path):
@@ -182,20 +231,51 @@ def test_detections_go_to_their_images_and_names_are_as_given(
     torch.testing.assert_close(apart, mirrored[:, [1, 2, 0]], rtol=0, atol=1e-5)
     names = ["a.png", "../south/a.png", "../b.png"]
     assert legend(lines)[0] == json.loads(dump.read_text(encoding="utf-8"))["images"] == names
-    assert table.read_text(encoding="utf-8").splitlines()[0] == ",".join(["query", *names])
+    assert {row[2] for row in read_rows(table)[1:]} == set(names)
 
 
 def test_wrong_images_are_errors_that_name_them(show, tmp_path):
     (tmp_path / "empty").mkdir()
-    for wrong in ("gone.png", "empty", "*.jpeg"):
-        path = str(tmp_path / wrong)
-        with pytest.raises(ValueError, match=f"--images {re.escape(path)}: "):
-            infer.find_files([str(SAMPLES), path])
-    (tmp_path / "a.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"a\.png"):
-        show("--images", tmp_path)
+    wrong = [str(tmp_path / name) for name in ("gone.png", "empty", "*.jpeg")]
+    with pytest.raises(ValueError, match=f"--images {re.escape(', '.join(wrong))}: "):
+        infer.find_files([wrong[0], str(SAMPLES), *wrong[1:]])
     with pytest.raises(ValueError, match="gone: .*--det-json"):
         show("--det-json", tmp_path / "gone")
+
+
+@pytest.mark.parametrize(("count", "more"), [(20, False), (23, True)])
+def test_unreadable_images_are_one_error(show, tmp_path, count, more):
+    write_image(tmp_path / "good.png")
+    for i in range(count):
+        (tmp_path / f"{i:02d}.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="--skip-unreadable") as failure:
+        show("--images", tmp_path)
+    message = str(failure.value)
+    assert message.startswith(f"{count} images are missing or unreadable")
+    assert len(re.findall(r"\d\d\.png: ", message)) == 20
+    assert message.endswith("and 3 more") == more
+
+
+def test_unreadable_images_are_left_out_where_asked(show, checkpoint, tiles, capsys):
+    folder, detections = tiles
+    usual, _ = show("--images", folder, "--det-json", detections)
+    for name in ("a.png", "north/z.png", "z.png"):  # before, between and after the others
+        (folder / name).write_bytes(b"broken")
+    arguments = ["--images", folder, "--det-json", detections, "--skip-unreadable"]
+    infer.main(["--checkpoint", str(checkpoint), "--device", "cpu", *map(str, arguments)])
+    count, *listed = capsys.readouterr().err.split("warning: ")[-1].splitlines()
+    assert count == "3 of 6 images are unreadable and left out:"
+    assert [line.split(":")[0] for line in listed] == [
+        f"  {folder}/{name}" for name in ("a.png", "north/z.png", "z.png")
+    ]
+    found, lines = show(*arguments)
+    assert torch.equal(found, usual)
+    assert legend(lines)[0] == [f"{folder}/{name}" for name in TILES]
+    assert lines[0].startswith("0 of 3 images without a detection file")
+    for name in TILES:
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="3 of 3 images are unreadable: none is left"):
+        show(*arguments)
 
 
 # ------------------------------------------------------------------ queries

@@ -216,3 +216,17 @@ def test_ranks_are_a_table_of_queries(tmp_path):
     assert written(rows) == [head, first, second]
     further = ["checkpoint", "dataset"]
     assert written(rows[:1], further) == [[*further, *head], ["é", "ucm", *first]]
+
+
+def test_texts_that_spreadsheets_would_compute_are_harmless_and_numbers_stay(tmp_path):
+    formulas = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"]
+    others = ["a = b", " =1", "", -1, -0.12345678, None]
+    columns = [str(place) for place in range(12)]
+    row = dict(zip(columns, [*formulas, *others], strict=True))
+    tables.write_csv(tmp_path / "r.csv", columns, [row])
+    with open(tmp_path / "r.csv", newline="", encoding="utf-8") as file:
+        head, cells = csv.reader(file)
+    harmless = ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\t=1", "'\r=1"]
+    assert (head, cells) == (columns, [*harmless, "a = b", " =1", "", "-1", "-0.123457", ""])
+    tables.write_ranks(tmp_path / "r.csv", [query("text_to_image", 0, "=1+1")])
+    assert ",'=1+1," in (tmp_path / "r.csv").read_text(encoding="utf-8")
