@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from backbones.checkpoint_content import check_fields, check_fit
 from backbones.loading import read_weights, state_dict_in
 from backbones.lora import adapt, merge
 from backbones.model_configs import model_config_of
@@ -303,15 +304,39 @@ def load_checkpoint(path, device="cpu"):
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; train one first: python train.py")
     checkpoint = _read_checkpoint(path)
-    if checkpoint.get("version") != VERSION:
+    if not is_this_version(checkpoint):
         raise ValueError(f"{path}: from another version of this code; train it again")
+    try:
+        check_content(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    model = _adapted(checkpoint)
+    model.load_state_dict(checkpoint["weights"])
+    return merge(model).to(device).eval(), checkpoint
+
+
+def is_this_version(checkpoint):
+    """Whether a checkpoint dict states the VERSION of this code."""
+    version = checkpoint.get("version")
+    return isinstance(version, int) and version == VERSION
+
+
+def check_content(checkpoint):
+    """Raise ValueError where the content of a checkpoint dict with FIELDS makes no model.
+
+    Nothing large is built: names and shapes come from a model without numbers.
+    """
+    check_fields(checkpoint)
+    with torch.device("meta"):
+        expected = _adapted(checkpoint).state_dict()
+    check_fit(checkpoint["weights"], expected)
+
+
+def _adapted(checkpoint):
+    """A model with random weights as a checkpoint describes it, with its adapters."""
     model = build(checkpoint["definition"], checkpoint["labels"], checkpoint["options"])
     add_adapters(model, checkpoint["options"])
-    try:
-        model.load_state_dict(checkpoint["weights"])
-    except RuntimeError as error:
-        raise ValueError(f"{path}: weights and model config do not fit: {error}") from None
-    return merge(model).to(device).eval(), checkpoint
+    return model
 
 
 def _read_checkpoint(path):

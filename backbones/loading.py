@@ -204,7 +204,7 @@ def is_archive(path):
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # of a damaged one zipfile raises UnicodeDecodeError, NotImplementedError ...
         return False
 
 

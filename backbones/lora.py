@@ -78,7 +78,8 @@ def adapt(model, rank, alpha, dropout):
         rows, columns = weight.shape
         parts = 3 if name == "in_proj_weight" else 1  # queries, keys and values
         adapter = LowRank(rows, columns, rank, alpha, dropout, parts).to(weight)
-        parametrize.register_parametrization(module, name, adapter)
+        # unsafe: without a trial run, for which a tensor without numbers has no autocast.
+        parametrize.register_parametrization(module, name, adapter, unsafe=weight.is_meta)
     return model
 
 

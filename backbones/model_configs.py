@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from backbones.towers import CLIP, RESNET_STRIDE
+from backbones.towers import ACTIVATIONS, CLIP, RESNET_STRIDE, vision_channels
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -24,8 +24,93 @@ def read_model_config(name):
     """The sizes of a model from `models/<name>.json`; see towers.py for the fields."""
     if name not in model_config_names():
         raise ValueError(f"model '{name}': not in {MODELS}; there are {model_config_names()}")
-    sizes = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
+    path = MODELS / f"{name}.json"
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from None
+    try:
+        check_model_config(sizes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; models/README.md tells the fields") from None
     return {"name": name, **sizes}
+
+
+# ------------------------------------------------------------------ types and bounds
+
+LARGEST = 2**20  # of a width, a side or a vocabulary
+MOST_LAYERS = 1000
+
+
+def shown(value):
+    """What was found in a field, in a few words on one line."""
+    if isinstance(value, (str, float)) or value is None:
+        return f"{value!r:.60}"
+    if isinstance(value, int) and abs(value) < 10**18:
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
+
+
+def is_whole(value):
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_model_config(model_config):
+    """Raise ValueError for a model config with fields or values that make no model."""
+    if not isinstance(model_config, dict):
+        raise ValueError(f"expected a model config, a dict, found {shown(model_config)}")
+    for part in ("vision", "text"):
+        if not isinstance(model_config.get(part), dict):
+            found = shown(model_config.get(part))
+            raise ValueError(f"{part}: expected a dict of sizes, found {found}")
+    vision, text = model_config["vision"], model_config["text"]
+    for field in ("embed_dim", "image_size"):
+        _check_size(field, model_config.get(field))
+    for field in ("context_length", "vocab_size", "width", "heads"):
+        _check_size(f"text: {field}", text.get(field))
+    for field in ("width", "heads"):
+        _check_size(f"vision: {field}", vision.get(field))
+    _check_layers("text: layers", text.get("layers"))
+    known = {"width", "layers", "heads"}
+    if isinstance(vision.get("layers"), list):
+        if len(vision["layers"]) != 4 or vision["width"] % 2:
+            raise ValueError("vision: expected four numbers of layers and an even width")
+        for blocks in vision["layers"]:
+            _check_layers("vision: layers", blocks, least=1)
+    else:
+        _check_layers("vision: layers", vision.get("layers"))
+        _check_size("vision: patch_size", vision.get("patch_size"))
+        known.add("patch_size")
+    if vision.keys() != known:
+        raise ValueError(f"vision: expected {', '.join(sorted(known))} and no more")
+    if model_config["image_size"] < _stride(model_config):
+        raise ValueError(f"image_size: expected {_stride(model_config)} or more")
+    for field, width, heads in (
+        ("vision", vision_channels(vision), vision["heads"]),
+        ("text", text["width"], text["heads"]),
+    ):
+        if width % heads:
+            raise ValueError(f"{field}: a width of {width} cannot be shared by {heads} heads")
+    activation = model_config.get("activation", "quickgelu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation: expected one of {', '.join(ACTIVATIONS)}, found {shown(activation)}"
+        )
+
+
+def _check_size(field, value):
+    if not is_whole(value) or not 1 <= value <= LARGEST:
+        raise ValueError(
+            f"{field}: expected a whole number of 1 to {LARGEST}, found {shown(value)}"
+        )
+
+
+def _check_layers(field, value, least=0):
+    if not is_whole(value) or not least <= value <= MOST_LAYERS:
+        raise ValueError(
+            f"{field}: expected a whole number of {least} to {MOST_LAYERS}, found {shown(value)}"
+        )
 
 
 # ------------------------------------------------------------------ sizes of weights

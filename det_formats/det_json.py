@@ -89,7 +89,10 @@ def read_label_map(path=LABELS):
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(f"{shown}: line {line}: a NUL character, so no text; check --labels")
-    label_map = LabelMap(text.splitlines())
+    try:
+        label_map = LabelMap(text.splitlines())
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from None
     if not label_map.lines:
         raise ValueError(f"{shown}: no label in it; expected the names of a class a line")
     return label_map

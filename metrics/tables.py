@@ -12,6 +12,7 @@ from statistics import mean, stdev
 from metrics.intervals import bootstrap, by_place
 from metrics.methods import methods, seeds_of
 from metrics.ranks import DIRECTIONS, direction_name
+from metrics.result_content import checked_results
 
 WIDE = 0.1  # points by which ties have to move a figure to be mentioned
 
@@ -226,16 +227,15 @@ def read_results(path):
     """The results in a file of `write_results`; ValueError that names a file that is none."""
     remedy = "write result files with evaluate.py --json"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        results = json.loads(text)["results"]
-        is_complete = bool(results) and all(result["per_image"]["names"] for result in results)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: not readable ({error.strerror}); {remedy}") from None
-    except (ValueError, KeyError, TypeError):
-        is_complete = False
-    if not is_complete:
-        raise ValueError(f"{path}: not a result file; {remedy}")
-    return results
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a result file; no JSON ({error}); {remedy}") from None
+    try:
+        return checked_results(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a result file; {error}; {remedy}") from None
 
 
 def write_ranks(path, rows, further=()):

@@ -1,5 +1,6 @@
 """The graph branch, its fusion with CLIP, and checkpoints."""
 
+import math
 import re
 
 import numpy as np
@@ -335,3 +336,46 @@ def test_code_in_a_checkpoint_is_refused_with_its_path(tmp_path):
 def test_other_versions_and_weights_that_do_not_fit_are_refused_with_the_path(save):
     refused(save(labels=LABELS.lines[:-1]), ": weights and model config")
     refused(save(version=model.VERSION - 1), ": from another version")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("weights", 3, "'weights': expected a dict of tensors, found 3"),
+        ("labels", ["ship", 1], "'labels'"),
+        ("labels", ["ship", "Ship, boat", "a"], "labels: 'Ship' stands in two lines"),
+        ("definition", {"text": {"vocab_size": 10**6}}, ".*vocab_size is 1000000, but 49408"),
+        ("definition", {"text": {"vocab_size": 10**9}}, ".*vocab_size"),
+        ("definition", {"text": {"heads": 3}}, ".*3 heads"),
+        ("definition", {"activation": "relu"}, ".*activation"),
+        ("options", {"fusion": "product"}, ".*fusion': expected one of sum, gate"),
+        ("options", {"image_encoder_ratio": (0.5, math.nan)}, ".*image_encoder_ratio"),
+        ("options", {"max_objects": "20"}, ".*max_objects"),
+        ("options", {"train": "lora"}, ".*lora"),
+    ],
+)
+def test_a_field_of_a_checkpoint_that_makes_no_model_is_named(save, field, value, reason):
+    path = save()
+    content = torch.load(path, weights_only=True)
+    if field == "definition" and "text" in value:
+        value = {"text": {**content[field]["text"], **value["text"]}}
+    if isinstance(value, dict):
+        value = {**content[field], **value}
+    torch.save({**content, field: value}, path)
+    refused(path, f": .*{reason}")
+
+
+def without_numbers(tensor):
+    """A tensor of the same shape of which the file holds one number."""
+    return torch.zeros(()).expand(tensor.shape)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda tensor: tensor * math.nan, lambda tensor: tensor.long(), without_numbers]
+)
+def test_weights_of_a_checkpoint_are_finite_numbers_that_are_there(save, change):
+    path = save()
+    content = torch.load(path, weights_only=True)
+    content["weights"]["gcn1.lin.weight"] = change(content["weights"]["gcn1.lin.weight"])
+    torch.save(content, path)
+    refused(path, ": .*gcn1.lin.weight")

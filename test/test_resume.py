@@ -24,6 +24,7 @@ import train
 from backbones import model_configs
 from conftest import ROOT, log_of
 from dataset.annotations import Record, read_annotations
+from det_formats.det_json import read_label_map
 from options import FREE, default_options, for_resuming, for_training
 from training import resume
 from training.step import make_learner
@@ -540,12 +541,15 @@ def test_a_new_run_replaces_no_stopped_one_and_leftovers_go(server, again, mini,
 # ------------------------------------------------------------------ what is put back
 
 
-def test_generators_scaler_and_threads_are_as_they_were(tiny_model, tmp_path, device, capsys):
-    options = {"clip": None, "lr": 1e-5, "lr_new": 1e-3, "weight_decay": 0, "precision": "fp16"}
+def test_generators_scaler_and_threads_are_as_they_were(
+    tiny_model, tiny_model_config, tmp_path, device, capsys
+):
+    options = {**default_options("train"), "lr": 1e-5, "lr_new": 1e-3, "precision": "fp16"}
     learner = make_learner(tiny_model().to(device), options, 9)
     learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 32.0})
-    content = {"model": learner.model, "model_config": {}, "labels": [], "options": {}}
-    resume.save_state(tmp_path / "last.pth", learner, content, {"epoch": 1, "log_lines": 0})
+    content = {"model": learner.model, "model_config": tiny_model_config, "options": options}
+    content |= {"labels": read_label_map().lines, "data_digest": ""}
+    resume.save_state(tmp_path / "last.pth", learner, content, resume.NEW_RUN)
 
     def draws():
         found = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]

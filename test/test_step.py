@@ -73,13 +73,13 @@ def trained(five, tiny_model, tiny_model_config):
     frozen: on random features in place of pixels and words; wrap: goes around the model.
     """
 
-    def do(steps, logit_scale=None, frozen=False, wrap=None, **changes):
+    def do(steps, logit_scale=None, frozen=False, wrap=None, network=None, **changes):
         options = parse(["--dataset", "five", "--data-root", str(five), "--precision", "fp32"])[0]
         data = RetrievalData(options, *sources(options))
         images = data.image_set("train", tiny_model_config["image_size"], read_label_map())
         records, how = data.records("train"), {"augment": [], "drop_graphs": 0, "seed": 0}
         train_set = TrainingSet(images, records, model_config=tiny_model_config, **how)
-        network = tiny_model().train()
+        network = (network or tiny_model()).train()
         if logit_scale is not None:
             torch.nn.init.constant_(network.logit_scale, logit_scale)
         if frozen:
@@ -116,6 +116,15 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(traine
     assert learner.scaler.get_scale() == 2.0**126
     fine = trained(1, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
     assert changed(start, fine.model.state_dict()) and fine.scaler.get_scale() == 2.0**10
+
+
+def test_a_gradient_that_is_not_finite_ends_training_before_the_weights_change(trained, tiny_model):
+    network = tiny_model().train()
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.gcn1.bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(FloatingPointError, match=r"gradient of norm (nan|inf) in a step.*a\.png"):
+        trained(1, network=network)
+    assert not changed(start, network.state_dict())
 
 
 def test_a_step_pulls_the_temperature_back_to_its_bound(trained):

@@ -179,6 +179,26 @@ def test_other_files_are_errors_that_name_them(tmp_path, content):
         tables.read_results(tmp_path / "old.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("captions", [1, 1, 1]),
+        ("captions", [1, 1, 1, 0]),
+        ("names", ["a", "b", "c", 4]),
+        ("image_to_text", {"R@1": [0, 0, 0, 1.5]}),
+        ("text_to_image", {"R@1": [0, 0, 0, float("nan")]}),
+        ("text_to_image", {"R@1": [0, 0, -1, 0]}),
+        ("text_to_image", {"R@1": [0, 0, 0, 1]}),  # not the recalls of the other direction
+    ],
+)
+def test_a_table_by_image_that_cannot_be_is_refused(tmp_path, field, value):
+    own = result()
+    own["per_image"][field] = value
+    tables.write_results(tmp_path / "r.json", "", [result(), own])
+    with pytest.raises(ValueError, match=r"r\.json: .*result 1: field 'per_image"):
+        tables.read_results(tmp_path / "r.json")
+
+
 def query(direction, number, caption, items=(), **changes):
     """A query as of `queries.query_rows`."""
     return {

@@ -215,10 +215,22 @@ def embeddings(model, batch, pixels):
     )
 
 
+def _not_finite(what, place, optimizer, train_set, batch):
+    """The FloatingPointError of a step: what was not finite, where, on which images."""
+    rates = ", ".join(f"{group['lr']:.2e}" for group in optimizer.param_groups)
+    names = ", ".join(str(train_set.image_set.paths[i]) for i in batch["index"].tolist())
+    return FloatingPointError(
+        f"{what} in {place}, learning rates {rates}; lower them or use --precision fp32. Images of "
+        f"the batch: {names}"
+    )
+
+
 def train_step(learner, train_set, batch, options, place):
     """One batch forward and back; returns its loss as a number.
 
-    Raises FloatingPointError with place, learning rates and image names where it is not finite.
+    Raises FloatingPointError with place, learning rates and image names where the loss or the
+    norm of the gradient is not finite; the weights are as they were then. In fp16 the scaler leaves
+    out a step whose gradient overflows, which is part of its search for a scale.
     """
     model, optimizer, schedule, scaler, precision = learner
     device = model.logit_scale.device
@@ -233,16 +245,13 @@ def train_step(learner, train_set, batch, options, place):
     loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
     value = loss.item()
     if not math.isfinite(value):
-        rates = ", ".join(f"{group['lr']:.2e}" for group in optimizer.param_groups)
-        names = ", ".join(str(train_set.image_set.paths[i]) for i in batch["index"].tolist())
-        raise FloatingPointError(
-            f"loss {value} in {place}, learning rates {rates}; lower them or use --precision "
-            f"fp32. Images of the batch: {names}"
-        )
+        raise _not_finite(f"loss {value}", place, optimizer, train_set, batch)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item()
+    if not math.isfinite(norm) and not scaler.is_enabled():
+        raise _not_finite(f"gradient of norm {norm}", place, optimizer, train_set, batch)
     scaler.step(optimizer)
     scaler.update()
     schedule.step()
