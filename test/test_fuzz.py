@@ -27,7 +27,8 @@ from det_formats.det_json import LabelMap, load_detections, read_label_map
 from metrics.intervals import compare
 from metrics.tables import read_results
 from model import load_checkpoint, save_checkpoint
-from options import default_options, for_training
+from options import default_options, for_resuming, for_training
+from training import resume
 from training.resume import NEW_RUN, read_state, save_state
 from training.step import make_learner
 from V_Graph import detection_arrays
@@ -206,6 +207,19 @@ def read_model_config(path):
         CLIP(config)
 
 
+def go_on(path):
+    """Resume from a `last.pth`, and train a step: an optimizer that does not fit may crash there."""
+    checkpoint = read_state(path)
+    options = for_resuming(checkpoint["options"], {"device": "cpu"})
+    network = model.build(checkpoint["definition"], checkpoint["labels"], options)
+    learner = make_learner(network, {**options, "precision": "fp32"}, 10)
+    resume.go_on(learner, checkpoint, "0", path.parent)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    learner.optimizer.step()
+    learner.schedule.step()
+
+
 def cache_reader(folder):
     """(files, read): a pair of files in the cache, and what reads it and compares the result."""
     image = write_image(folder / "a.png")
@@ -274,7 +288,7 @@ def readers(tmp_path, monkeypatch):
 
     return {
         "checkpoints": Reader(checkpoints, load_checkpoint, by_path, "torch"),
-        "last.pth": Reader([state], read_state, by_path, "torch"),
+        "last.pth": Reader([state], go_on, lambda path: path.parent, "torch"),
         "results": Reader([result], result_of, by_path, "json"),
         "detections": Reader([detections], detections_of, by_path, "json"),
         "labels": Reader([labels], read_label_map, by_path, "bytes"),

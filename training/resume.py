@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from backbones.checkpoint_content import check_weights, is_finite, require
+from backbones.checkpoint_content import require
 from backbones.loading import read_weights
-from backbones.model_configs import is_whole, shown
 from model import FIELDS, check_content, is_this_version, save_checkpoint
+from training.saved_state import check_fit, check_state, numpy_state, python_state
 from writing import written_whole
-
-MOST_THREADS = 4096  # of a CPU: more in a file is damage
 
 NEW_EPOCH = {  # progress within an epoch
     "step": 0,  # batches of the epoch that are done
@@ -75,6 +73,10 @@ def go_on(learner, checkpoint, digest, out):
             "saved; put them back as they were, or start a new run in another --out"
         )
     state = checkpoint["state"]
+    try:
+        check_fit(state, learner)
+    except ValueError as error:
+        raise ValueError(f"{out}/last.pth: {error}; start a new run in another --out") from None
     restore(learner, state)
     progress = state["progress"]
     print(f"resumed in epoch {progress['epoch']} after {progress['step']} steps")
@@ -97,20 +99,10 @@ def random_states(device):
     return states
 
 
-def _python_state(states):
-    version, numbers, gauss = states["python"]
-    return version, tuple(numbers), gauss
-
-
-def _numpy_state(states):
-    kind, keys, *rest = states["numpy"]
-    return kind, keys.numpy().astype(np.uint32), *rest
-
-
 def set_random_states(states, device):
     """Put the generators back; CUDA's where they are saved and there are as many devices."""
-    random.setstate(_python_state(states))
-    np.random.set_state(_numpy_state(states))
+    random.setstate(python_state(states))
+    np.random.set_state(numpy_state(states))
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and len(states.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -144,79 +136,10 @@ def read_state(path):
     try:
         check_content(checkpoint)
         require(isinstance(checkpoint.get("data_digest"), str), "data_digest", "a string", None)
-        check_state(checkpoint["state"])
+        check_state(checkpoint["state"], NEW_RUN)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; take another --out") from None
     return checkpoint
-
-
-def check_state(state):
-    """Raise ValueError, which names the field, for a `state` that `restore` could not put back."""
-    require(isinstance(state, dict), "state", "a dict", state)
-    for field in ("optimizer", "schedule", "scaler", "random", "progress"):
-        require(isinstance(state.get(field), dict), f"state: {field}", "a dict", state.get(field))
-    threads, device = state.get("threads"), state.get("device")
-    is_number = is_whole(threads) and 1 <= threads <= MOST_THREADS
-    require(is_number, "state: threads", f"a whole number of 1 to {MOST_THREADS}", threads)
-    require(isinstance(device, str), "state: device", "a string", device)
-    _check_progress(state["progress"])
-    _check_optimizer(state["optimizer"])
-    _check_schedule(state["schedule"])
-    for name, value in state["scaler"].items():
-        require(is_finite(value), f"state: scaler: {shown(name)}", "a finite number", value)
-    _check_random(state["random"])
-
-
-def _check_progress(progress):
-    for name, usual in NEW_RUN.items():
-        value = progress.get(name)
-        field = f"state: progress: {name}"
-        if isinstance(usual, int):
-            require(is_whole(value) and value >= 0, field, "a whole number of 0 or more", value)
-        else:
-            require(is_finite(value), field, "a finite number", value)
-
-
-def _check_optimizer(content):
-    groups, moments = content.get("param_groups"), content.get("state")
-    field = "state: optimizer"
-    are_dicts = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
-    require(are_dicts, f"{field}: param_groups", "a list of dicts", groups)
-    for group in groups:
-        parameters = group.get("params")
-        are_numbers = isinstance(parameters, list) and all(is_whole(one) for one in parameters)
-        require(are_numbers, f"{field}: params", "a list of whole numbers", parameters)
-        for name in ("lr", "weight_decay"):
-            require(is_finite(group.get(name)), f"{field}: {name}", "a number", group.get(name))
-    require(isinstance(moments, dict), f"{field}: state", "a dict", moments)
-    for number, own in moments.items():
-        require(is_whole(number), f"{field}: state", "the number of a parameter", number)
-        check_weights(own, f"{field}: state: {number}")
-
-
-def _check_schedule(schedule):
-    for name in ("base_lrs", "_last_lr"):
-        rates = schedule.get(name)
-        are_rates = isinstance(rates, list) and all(is_finite(rate) for rate in rates)
-        require(are_rates, f"state: schedule: {name}", "a list of numbers", rates)
-    step = schedule.get("last_epoch")
-    require(is_whole(step), "state: schedule: last_epoch", "a whole number", step)
-
-
-def _check_random(states):
-    """Put the states of the CPU's generators into generators that are thrown away."""
-    trials = {
-        "python": lambda: random.Random().setstate(_python_state(states)),
-        "numpy": lambda: np.random.RandomState().set_state(_numpy_state(states)),
-        "torch": lambda: torch.Generator().set_state(states["torch"]),
-    }
-    for name, trial in trials.items():
-        try:
-            trial()
-        except Exception:  # each library raises several kinds
-            raise ValueError(
-                f"field 'state: random: {name}': expected the state of a generator"
-            ) from None
 
 
 def restore(learner, state):
