@@ -208,7 +208,7 @@ def read_model_config(path):
 
 
 def go_on(path):
-    """Resume from a `last.pth`, and train a step: an optimizer that does not fit may crash there."""
+    """Resume from a `last.pth`, and train a step: a misfit of an optimizer would crash there."""
     checkpoint = read_state(path)
     options = for_resuming(checkpoint["options"], {"device": "cpu"})
     network = model.build(checkpoint["definition"], checkpoint["labels"], options)
