@@ -33,6 +33,7 @@ from clip_gcn_image_feature_integration import (
 )
 from dataset.annotations import prepared, read_text
 from dataset.images import is_image
+from escaping import escaped
 from metrics.tables import write_csv
 from model import latest_checkpoint
 from options import parse_options, run
@@ -162,22 +163,22 @@ def legend_lines(ranked, of_images, threshold=-math.inf):
     none = f"none at or above {threshold:g}"
     lines = ["Images with their best sentence, and queries with their best image (*):"]
     for i, entry in enumerate(of_images):
-        best = none if entry["query"] is None else entry["query"]
-        lines.append(f"  Img{i + 1}: {entry['image']} -> {best}")
+        best = none if entry["query"] is None else escaped(entry["query"])
+        lines.append(f"  Img{i + 1}: {escaped(entry['image'])} -> {best}")
     for q, entry in enumerate(ranked):
-        best = entry["images"][0]["image"] if entry["images"] else none
-        lines.append(f"  Query {q + 1}: {entry['query']} -> {best}")
+        best = escaped(entry["images"][0]["image"]) if entry["images"] else none
+        lines.append(f"  Query {q + 1}: {escaped(entry['query'])} -> {best}")
     return lines
 
 
 def print_ranking(ranked, threshold=-math.inf):
     """Print every query with its best images, one a line."""
     for entry in ranked:
-        print(f"\n{entry['query']}")
+        print(f"\n{escaped(entry['query'])}")
         if not entry["images"]:
             print(f"  none at or above {threshold:g}")
         for place, hit in enumerate(entry["images"], start=1):
-            print(f"  {place:3d}. {hit['score']:.3f} {hit['image']}")
+            print(f"  {place:3d}. {hit['score']:.3f} {escaped(hit['image'])}")
 
 
 def pairs(ranked):

@@ -220,20 +220,27 @@ def _listed(names, count):
 def open_image(path):
     """Read an image file whole, as PIL RGB.
 
-    Raises ValueError that names the file where it is missing, broken, cut short, or not of eight
-    bits a channel (a conversion would have to guess the range).
+    Raises ValueError that names the file where it is missing, no regular file (a pipe would wait
+    for ever), broken, cut short, or not of eight bits a channel (a conversion would have to guess
+    the range).
     """
     shown = escaped(path)
+    if not os.path.exists(path):
+        raise ValueError(f"{shown}: no such image")
+    if not os.path.isfile(path):
+        raise ValueError(f"{shown}: no regular file")
     try:
         with Image.open(path) as image:
+            mode = image.mode
             # PIL reads 16 bits a colour as RGB and keeps the upper eight.
-            if image.mode not in _EIGHT_BIT or ";16" in str(image.tile):
-                raise ValueError(f"{shown}: mode {image.mode}; convert it to 8 bits a channel")
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"{shown}: no such image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            has_eight_bits = mode in _EIGHT_BIT and ";16" not in str(image.tile)
+            pixels = image.convert("RGB") if has_eight_bits else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # PIL has ValueErrors of its own, as for too much compressed text in a PNG.
         raise ValueError(f"{shown}: not readable as an image ({error})") from None
+    if pixels is None:
+        raise ValueError(f"{shown}: mode {mode}; convert it to 8 bits a channel")
+    return pixels
 
 
 def jpeg_fault(content):

@@ -1,11 +1,12 @@
 """Image files: found by their names, matched with their detections, opened safely."""
 
 import io
+import os
 import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dataset import images
 
@@ -168,6 +169,17 @@ def test_what_cannot_be_read_as_it_is_is_an_error(tmp_path, name, content, probl
     with pytest.raises(ValueError) as failure:
         images.open_image(path)
     assert str(failure.value).startswith(f"{path}: {problem}")
+
+
+def test_a_pipe_is_not_opened_and_a_text_bomb_names_its_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="pipe.png: no regular file"):
+        images.open_image(tmp_path / "pipe.png")
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("note", "0" * 10**7, zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "bomb.png", pnginfo=notes)
+    with pytest.raises(ValueError, match="bomb.png: not readable as an image"):
+        images.open_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
