@@ -68,7 +68,7 @@ def det_json_folder(source):
     return Path(source.det_json)
 
 
-def prepare(source):
+def prepare_source(source):
     """Generate the synthetic scenes where a Source names them and they are not there yet."""
     if source.name == "scenes" and not scenes.is_complete(source.root):
         scenes.generate(source.root)
@@ -82,7 +82,7 @@ def read_data_sets(options):
     """
     data_sets = []
     for source in sources(options):
-        prepare(source)
+        prepare_source(source)
         data = RetrievalData(options, source)
         if source.det_json is not None:
             data.require_objects("train")

@@ -36,8 +36,7 @@ from clip_gcn_image_feature_integration import (
     pick_device,
     warn_of_scenes,
 )
-from dataloader import RetrievalData, sources
-from dataloader import prepare as prepare_source
+from dataloader import RetrievalData, prepare_source, sources
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
 from metrics.intervals import bootstrap, compare
@@ -307,7 +306,8 @@ def main(arguments=None):
             queries = query_rows(found, result["per_image"]["names"], captions_of(records))
             for query in queries:
                 rows.append({"checkpoint": job.checkpoint, "dataset": job.data.name, **query})
-            page = _page_arguments(job, options.split, result, found, queries)
+            if options.html:
+                page = _page_arguments(job, options.split, result, found, queries)
     print(table(results, FREE), flush=True)  # before a file is written: one may fail
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "evaluate.py", *words])

@@ -186,8 +186,6 @@ OPTIONS = (
            help="steps between saves within an epoch"),
     option("--resume", "train", "run", free=True, action="store_true",
            help="go on from last.pth in --out, bit for bit"),
-    option("--plot", "train", "run", free=True, action="store_true",
-           help="draw curve.png (pip install matplotlib)"),
     # ------------------------------------------------------------------ device
     option("--device", "train evaluate infer clip_gcn", "device", free=True,
            choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any"),
@@ -285,15 +283,21 @@ def add_options(parser, script):
     names = {row.name for row in rows}
     for title in GROUPS:
         in_group = [row for row in rows if row.group == title]
-        if in_group:
-            group = parser.add_argument_group(title)
-            for row in in_group:
-                notes = [_condition(name, values) for name, values in row.only.items()]
-                known = [note for note, name in zip(notes, row.only, strict=True) if name in names]
-                note = f" [only with {' and '.join(known)}]" if known else ""
-                group.add_argument(
-                    row.flag, **{**row.settings, "help": row.settings["help"] + note}
-                )
+        if not in_group:
+            continue
+        group = parser.add_argument_group(title)
+        for row in in_group:
+            settings = {**row.settings, "help": row.settings["help"] + _conditions(row, names)}
+            group.add_argument(row.flag, **settings)
+
+
+def _conditions(row, names):
+    """What a row goes with, for its help, as far as the script has those options too."""
+    conditions = []
+    for name, values in row.only.items():
+        if name in names:
+            conditions.append(_condition(name, values))
+    return f" [only with {' and '.join(conditions)}]" if conditions else ""
 
 
 def make_parser(script, doc):
@@ -468,7 +472,7 @@ def for_resuming(saved, given):
             "--resume: these options alter the result; leave them out to go on, or start a new "
             "run in another --out:\n" + "\n".join(differences)
         )
-    of_this_call = {"resume": False, "plot": False, "overwrite": False, "debug": False}
+    of_this_call = {"resume": False, "overwrite": False, "debug": False}
     free = {name: value for name, value in given.items() if name in FREE}
     return {**saved, **of_this_call, **free}
 

@@ -30,7 +30,7 @@ from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
 from model import add_adapters, build, save_checkpoint
 from options import for_resuming, for_training, given_options, parse_options, run
-from training import curves, resume, run_folder
+from training import resume, run_folder
 from training.inputs import read_data, with_features
 from training.step import (
     freeze,
@@ -232,8 +232,6 @@ def training_loop(learner, data, options, content, progress, lines, lock):
             lines.append(line)
             log.write(json.dumps(line) + "\n")
             log.flush()
-            if options["plot"]:
-                curves.plot_log(lines, out / "curve.png")
             print_epoch(line, progress["best_score"])
 
             resume.next_epoch(progress)
@@ -257,8 +255,6 @@ def train(options, checkpoint, lock):
     if checkpoint is None and not options["overwrite"]:
         run_folder.require_free(out)
     print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
-    if options["plot"]:
-        curves.require_matplotlib()
     device = prepare_machine(options, checkpoint)
     remove_leftovers(out)
     model, model_config, label_map, start_sha256 = prepare_model(options, checkpoint)

@@ -6,7 +6,7 @@ A result is a dict as evaluate.py makes it.
 import json
 import re
 
-GONE = ("tensorboard",)  # options of older runs that are no more, and never changed a result
+GONE = ("plot", "tensorboard")  # options of older runs that are no more, and never changed a result
 
 
 def seeds_of(results):

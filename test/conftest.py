@@ -60,7 +60,7 @@ def real_data():
 
 @pytest.fixture
 def tiny_model_config():
-    """A model definition small enough for tests."""
+    """A model config small enough for tests."""
     return {
         "name": "tiny",
         "embed_dim": 32,
@@ -235,7 +235,7 @@ def started(monkeypatch):
 
 @pytest.fixture
 def pretrained(tmp_path, tiny_model_config, monkeypatch):
-    """The path of a CLIP archive, and its state dict, of a definition that clip.load knows."""
+    """The path of a CLIP archive, and its state dict, of a model config that clip.load knows."""
     monkeypatch.setattr(model_configs, "model_config_names", lambda: ["tiny"])
     monkeypatch.setattr(model_configs, "read_model_config", lambda name: tiny_model_config)
     torch.manual_seed(7)

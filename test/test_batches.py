@@ -167,7 +167,10 @@ def test_images_without_captions_are_never_drawn(five):
         records[i] = RECORDS[i]._replace(captions=())
     data = training_set(five, records=records)
     assert len(data) == 3 and len(data.batches(0, 1)) == 3
-    drawn = [i for epoch in range(5) for batch in data.batches(epoch, 1) for i in batch["index"]]
+    drawn = []
+    for epoch in range(5):
+        for batch in data.batches(epoch, 1):
+            drawn += batch["index"]
     assert sorted(drawn) == sorted(5 * [0, 2, 4])
 
 

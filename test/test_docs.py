@@ -1,15 +1,16 @@
 """What the READMEs say of the code: the map of rooms, names of options, links."""
 
 import re
+import shlex
 
 import pytest
 
 from conftest import ROOT
-from options import OPTIONS
+from options import OPTIONS, for_training, given_options, parse_options
 
 READMES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("[!.]*/README.md")])
 FLAGS = {row.flag for row in OPTIONS} | {"--help", "--inplace", "--only"}
-GONE = {"--tensorboard"}  # which the changelog names
+GONE = {"--plot", "--tensorboard"}  # which the changelog names
 MOST_LINES = 250
 
 
@@ -38,6 +39,34 @@ def test_options_in_a_readme_exist(path):
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
     allowed = FLAGS | (GONE if path.name == "CHANGELOG.md" else set())
     assert named <= allowed
+
+
+COMMANDS = {
+    "train.py": "train",
+    "evaluate.py": "evaluate",
+    "infer.py": "infer",
+    "audit.py": "audit",
+    "V_Graph.py": "V_Graph",
+    "clip_gcn_image_feature_integration.py": "clip_gcn",
+}
+
+
+def commands_in(path):
+    """(script, words) of the command lines in a README, without what its shell adds."""
+    text = path.read_text(encoding="utf-8")
+    for line in re.findall(r"^(?:OMP_NUM_THREADS=1 )?python (.+)$", text, flags=re.MULTILINE):
+        script, *words = shlex.split(line, comments=True)
+        if script in COMMANDS and words != ["--help"]:
+            yield COMMANDS[script], words
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_commands_in_a_readme_are_accepted(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # folders of outputs are made
+    for script, words in commands_in(path):
+        parsed = parse_options(script, "", words)
+        if script == "train" and not parsed.resume:
+            for_training(vars(parsed), given_options("train", "", words))
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -21,7 +21,7 @@ def own(seed, **more):
 SAME = {
     "what changes nothing": [result(0, out="a"), result(1, out="b")],
     "what did nothing": [result(0, train="all"), result(1, train="all", size=None, lora=[8, 16])],
-    "what is no more": [result(0, tensorboard=False), result(1)],
+    "what is no more": [result(0, tensorboard=False, plot=True), result(1)],
     "a start by its digest": [result(0, "a", clip="x.pt"), result(1, "a", clip="copy-1/y.pt")],
     "a start named like a seed": [result(seed, "a", clip="first-0/plain.pt") for seed in (0, 1, 2)],
     "starts of each seed": [own(0, start_sha256="a"), own(1, start_sha256="b")],

@@ -57,7 +57,10 @@ def naive(data_sets, held_out=("test", "val")):
         [path] = (data.root / "imgs").glob(f"{record.name.split('.')[0]}.*")
         return np.array(Image.open(path).convert("RGB"))
 
-    held = [(data, r) for data in data_sets for split in held_out for r in data.records(split)]
+    held = []
+    for data in data_sets:
+        for split in held_out:
+            held += [(data, record) for record in data.records(split)]
     found = {}
     for data in data_sets:
         found[data.name] = {"by_name": [], "by_content": []}

@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 
 
 def model_config():
-    """The fixtures' sizes as a definition; the heads are CLIP's, a width of 64 each."""
+    """The fixtures' sizes as a model config; the heads are CLIP's, a width of 64 each."""
     sizes = json.loads((PUBLISHED / "config.json").read_text(encoding="utf-8"))
     vision = {"patch_size": sizes["vision_patch_size"], "width": sizes["vision_width"]}
     text = {"context_length": sizes["context_length"], "vocab_size": sizes["vocab_size"]}

@@ -436,7 +436,7 @@ def test_only_options_that_alter_nothing_may_be_others():
     older = {name: value for name, value in saved.items() if name != "graph_control"}
     assert for_resuming({**older, "gone": 1}, {**saved, "lora": list(saved["lora"])}) == saved
     free = {name: "other" for name in FREE}
-    assert for_resuming({**saved, "plot": True}, free) == {**saved, **free}
+    assert for_resuming({**saved, "overwrite": True}, free) == {**saved, **free}
 
 
 def test_options_of_a_folder_that_has_moved(stopped, tmp_path, monkeypatch):
@@ -444,9 +444,9 @@ def test_options_of_a_folder_that_has_moved(stopped, tmp_path, monkeypatch):
     saved = resume.read_state(stopped / "last.pth")["options"]
     monkeypatch.chdir(tmp_path)
     found, _ = train.parse(
-        ["--resume", "--out", "moved", "--workers", "3", "--plot", "--seed", "0"]
+        ["--resume", "--out", "moved", "--workers", "3", "--overwrite", "--seed", "0"]
     )
-    changes = {"out": "moved", "workers": 3, "plot": True, "resume": True}
+    changes = {"out": "moved", "workers": 3, "overwrite": True, "resume": True}
     assert found == {**saved, **changes}
     [_, message] = refused(train.parse, ["--resume", "--out", "moved", "--seed", "9"])
     assert message == "  --seed: 0 in the run, 9 now"

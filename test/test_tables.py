@@ -105,9 +105,11 @@ def test_several_results_are_a_line_each_by_data_set():
 
 def test_seeds_of_one_training_get_a_line_of_mean_and_deviation():
     values = (40.0, 44.0, 45.5)
-    seeds = [result(v, seed, out=str(seed), plot=seed == 1) for seed, v in enumerate(values)]
+    seeds = [
+        result(v, seed, out=str(seed), workers=int(seed == 1)) for seed, v in enumerate(values)
+    ]
     other = result(10.0, 0, fusion="gate")
-    *lines, mean, last = tables.table([*seeds, other], free=("out", "plot")).splitlines()
+    *lines, mean, last = tables.table([*seeds, other], free=("out", "workers")).splitlines()
     assert len(lines) == 1 + 4
     assert last == "intervals: of a result over images only, of a mean over seeds and images"
     spread = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
@@ -116,7 +118,7 @@ def test_seeds_of_one_training_get_a_line_of_mean_and_deviation():
     assert found == ["mean ± standard deviation of 3", "mini", "test", "4"] + [spread] * 6
     # All images are alike; of 27 draws of the seeds, the first holds the worst alone.
     assert mean_recall == f"{spread} [40.0, 45.5]"
-    *_, mean, _ = tables.table([*seeds, other]).splitlines()  # as if the plot mattered
+    *_, mean, _ = tables.table([*seeds, other]).splitlines()  # as if workers mattered
     assert mean.startswith("mean ± standard deviation of 2")
     elsewhere = result(50.0, 1)
     elsewhere["per_image"]["names"][0] = "e.png"

@@ -1,1 +1,1 @@
-"""What a training run needs beside its loop: the step, its inputs, resuming, curves."""
+"""What a training run needs beside its loop: the step, its inputs, resuming, folder."""
