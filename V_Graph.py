@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from det_formats.det_json import LABELS, load_detections, read_label_map
 from escaping import escaped
 from options import MAX_OBJECTS, parse_options, run
+from writing import written_whole
 
 GEOMETRY = 7  # columns of node features after the K label columns
 
@@ -38,9 +38,6 @@ SLOTS = 20  # side of the published matrices
 
 
 PUBLISHED_LABELS = {"plane": 0, "car": 1, "building": 2}
-
-
-_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
 
 
 # ------------------------------------------------------------------ graphs
@@ -135,6 +132,12 @@ def arrays_from_boxes(class_ids, boxes, size, max_objects, label_count):
     return GraphArrays(nodes, adjacency, mask, dropped)
 
 
+def seen_objects(detections, max_objects=MAX_OBJECTS, label_map=None):
+    """Indices of the detections that `graph_arrays` keeps, in its order."""
+    class_ids, boxes = detection_arrays(detections, label_map or read_label_map())
+    return _most_certain(class_ids, boxes)[:max_objects].tolist()
+
+
 def _most_certain(class_ids, boxes):
     """Indices (n) of boxes: by falling score, then falling area, then rising cx and cy.
 
@@ -219,54 +222,15 @@ def _matrices(slots, boxes):
     return adjacency, degree
 
 
-# ------------------------------------------------------------------ drawing and the command
-
-
-def draw_graph(image, graph, scale=None):
-    """Boxes, labels and edges of a `build_graph` over a PIL image; returns a new image.
-
-    The picture is enlarged by `scale` (default: to about 768 pixels) so that labels are readable;
-    an edge is the more opaque the higher its weight, and edges below 0.05 are left out.
-    """
-    scale = scale or max(1, round(768 / max(image.size)))
-    canvas = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
-    pen = ImageDraw.Draw(canvas, "RGBA")
-    font = ImageFont.load_default(13)
-    nodes = [node for _, node in graph.nodes(data=True)]
-    boxes = [[scale * length for length in node["box"][:4]] for node in nodes]
-
-    for i, j, edge in graph.edges(data=True):
-        if edge["weight"] >= 0.05:
-            line = [tuple(boxes[i][:2]), tuple(boxes[j][:2])]
-            opacity = int(60 + 195 * edge["weight"])
-            pen.line(line, fill=(255, 255, 255, opacity), width=2)
-
-    labels = sorted({node["label"] for node in nodes})
-    for i, node in enumerate(nodes):
-        colour = _COLOURS[labels.index(node["label"]) % len(_COLOURS)]
-        pen.polygon(_corners(*boxes[i], angle=node["box"][4]), outline=colour, width=2)
-        text = f"{i} {node['label']} {node['score']:.2f}"
-        centre = tuple(boxes[i][:2])
-        left, top, right, bottom = pen.textbbox(centre, text, font=font)
-        pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], fill=(0, 0, 0, 150))
-        pen.text(centre, text, fill="white", font=font)
-    return canvas
-
-
-def _corners(cx, cy, w, h, angle):
-    """The four corners (x, y) of a rotated box, in the order of its outline."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    corners = []
-    for along, across in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
-        x = cx + along * w / 2 * cos - across * h / 2 * sin
-        y = cy + along * w / 2 * sin + across * h / 2 * cos
-        corners.append((x, y))
-    return corners
+# ------------------------------------------------------------------ the command
 
 
 def main(arguments=None):
     # The command alone draws and opens images; the functions above need neither.
+    from PIL import Image
+
     from dataset import images
+    from metrics.drawing import draw_graph
 
     options = parse_options("V_Graph", __doc__, arguments)
     if options.draw and not images.is_image(options.draw):
@@ -275,31 +239,35 @@ def main(arguments=None):
         )
     image = images.open_image(options.image)
     detections = load_detections(options.detections)
+    label_map = read_label_map(options.labels or LABELS)
     graph = build_graph(detections, image.size)
+    seen = seen_objects(detections, options.max_objects, label_map)
+
     file = escaped(options.detections)
     print(f"{file}: {len(graph)} objects in {image.width} x {image.height} pixels")
+    print(f"{len(seen)} of {len(graph)} objects are seen by the model")
     for i, node in graph.nodes(data=True):
         cx, cy, w, h, angle, score = node["box"]
         label = escaped(node["label"])
         print(
             f"  {i:2d} {label:20s} centre {cx:6.1f} {cy:6.1f}  size {w:5.1f} x {h:5.1f}  "
             f"angle {math.degrees(angle):6.1f} deg  area {100 * node['area']:5.2f} %  {score:.2f}"
+            f"{'' if i in seen else '  not seen'}"
         )
-    edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["weight"])[:5]
-    for i, j, edge in edges:
+    pairs = itertools.combinations(sorted(seen), 2)
+    for i, j in sorted(pairs, key=lambda pair: -graph.edges[pair]["weight"])[:5]:
+        edge = graph.edges[i, j]
         print(f"  edge {i}-{j}: weight {edge['weight']:.3f}, distance {edge['distance']:.3f}")
-    label_map = read_label_map(options.labels or LABELS)
     arrays = graph_arrays(detections, image.size, options.max_objects, label_map)
-    print(
-        f"nodes {arrays.nodes.shape}, adjacency {arrays.adjacency.shape}, "
-        f"{arrays.mask.sum()} objects, {arrays.dropped} dropped"
-    )
+    print(f"nodes {arrays.nodes.shape}, adjacency {arrays.adjacency.shape}")
     for rule in ("class", "object"):
         adjacency, degree = build_matrices(options.detections, rule)
         print(f"published rule '{rule}': adjacency sum {adjacency.sum():.4f}, {adjacency.shape}")
     if options.draw:
-        Path(options.draw).parent.mkdir(parents=True, exist_ok=True)
-        draw_graph(image, graph).save(options.draw)
+        picture = draw_graph(image, graph, seen=seen)
+        suffix = Path(options.draw).suffix.lower()
+        with written_whole(options.draw) as temporary:
+            picture.save(temporary, format=Image.registered_extensions()[suffix])
         print(f"drawn to {escaped(options.draw)}")
 
 

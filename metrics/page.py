@@ -8,9 +8,10 @@ from pathlib import Path
 
 from dataset import images
 from det_formats.det_json import load_detections
+from metrics.drawing import draw_graph
 from metrics.ranks import direction_name
 from metrics.tables import detailed
-from V_Graph import build_graph, draw_graph
+from V_Graph import build_graph
 
 LARGE = 448  # pixels of the longer side of a query's picture
 SMALL = 192  # and of the pictures of its items

@@ -1,0 +1,207 @@
+"""An image's objects and the strongest edges of their graph, drawn over the image.
+
+Rectangles are (left, top, right, bottom) in pixels of the picture; N is the number of objects.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from escaping import escaped
+
+EDGES_EACH = 2  # of an object that are drawn
+FAINTEST = 0.05  # weight of an edge that is drawn
+SIDE = 1000  # pixels of the picture's longer side, about
+
+_PAD = 2  # pixels between a label's text and its border
+_GREY = "#c8c8c8"  # of objects that the model does not see
+_COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6"]
+
+
+def draw_graph(image, graph, scale=None, seen=None):
+    """Boxes, labels and edges of a `V_Graph.build_graph` over a PIL image; returns a new image.
+
+    The picture is enlarged by `scale` (default: to about 1000 pixels) so that labels are readable.
+    The edges are the `strongest_edges`; an edge is the more opaque the higher its weight. Where a
+    label has no room, the number stands alone if it fits.
+
+    seen: the objects that the model sees, as of `V_Graph.seen_objects`. The others are grey and
+    thin, with their number alone and no edges, and lines below the picture count them. Without
+    `seen` all objects are drawn alike, and the picture has the image's shape.
+    """
+    scale = scale or max(1, round(SIDE / max(image.size)))
+    picture = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
+    pen = ImageDraw.Draw(picture, "RGBA")
+    nodes = graph.nodes
+    shown = list(nodes) if seen is None else list(seen)
+    unseen = sorted(set(nodes) - set(shown))
+    outlines = {i: _corners(nodes[i]["box"], scale) for i in shown + unseen}
+    kinds = sorted({nodes[i]["label"] for i in nodes})
+    colours = {i: _COLOURS[kinds.index(nodes[i]["label"]) % len(_COLOURS)] for i in shown}
+    texts = {i: f"{i} {escaped(nodes[i]['label'])}" for i in shown}
+
+    for i in unseen:
+        _line(pen, [*outlines[i], outlines[i][0]], _GREY, width=1)
+        texts[i] = str(i)
+    for i, j, weight in strongest_edges(graph.subgraph(shown)):
+        ends = [tuple(scale * length for length in nodes[end]["box"][:2]) for end in (i, j)]
+        _line(pen, ends, "#ffffff", width=2, opacity=int(80 + 175 * weight))
+    for i in shown:
+        _line(pen, [*outlines[i], outlines[i][0]], colours[i], width=2)
+
+    left_out = _draw_labels(pen, picture.size, list(outlines.values()), list(texts.values()))
+    if seen is None:
+        return picture
+    return _with_legend(picture, len(shown), len(unseen), left_out)
+
+
+def strongest_edges(graph):
+    """The edges that are drawn, (i, j, weight) each with i < j: of N objects at most 2 N.
+
+    They are the two strongest of each object, if their weight is 0.05 or more.
+    """
+    kept = set()
+    for i in graph:
+        edges = [(-edge["weight"], j) for j, edge in graph[i].items() if edge["weight"] >= FAINTEST]
+        for weight, j in sorted(edges)[:EDGES_EACH]:
+            kept.add((min(i, j), max(i, j), -weight))
+    return sorted(kept)
+
+
+# ------------------------------------------------------------------ labels
+
+
+def place_labels(boxes, labels, size, taken=()):
+    """A rectangle for each label in a picture of (width, height), None where no place is free.
+
+    boxes: N rectangles around the objects; labels: (width, height) of their labels; taken:
+    rectangles that are labels already. In turn, each label tries the places around the visible
+    part of its box: above and below it, flush with its left, at its middle, flush with its right;
+    then beside it; then in its middle, if it fits in. It takes the first inside the picture that
+    meets no other label and no other box, else the first that meets no other label.
+    """
+    boxes = np.reshape(boxes, (-1, 4))
+    taken = np.reshape(taken, (-1, 4))
+    found = []
+    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        others = np.delete(boxes, i, axis=0)
+        free = [place for place in _places(box, label, size) if not _meets(place, taken)]
+        apart = [place for place in free if not _meets(place, others)]
+        best = (apart + free + [None])[0]
+        if best is not None:
+            taken = np.vstack([taken, best])
+        found.append(best)
+    return found
+
+
+def _places(box, label, size):
+    """The rectangles inside the picture where a label may stand, in order of preference."""
+    width, height = label
+    left, right = np.clip(box[[0, 2]], 0, size[0]).tolist()
+    top, bottom = np.clip(box[[1, 3]], 0, size[1]).tolist()
+    if left == right or top == bottom:  # nothing of the box is visible
+        return []
+    middle_x, middle_y = (left + right - width) / 2, (top + bottom - height) / 2
+    columns = (left, middle_x, right - width)
+    starts = [(x, y) for y in (top - height, bottom) for x in columns]
+    starts += [(right, middle_y), (left - width, middle_y)]
+    if width <= right - left and height <= bottom - top:
+        starts.append((middle_x, middle_y))
+    return [
+        (x, y, x + width, y + height)
+        for x, y in starts
+        if x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
+    ]
+
+
+def _meets(rectangle, others):
+    """Whether a rectangle shares an area with any of others, (n, 4)."""
+    left, top, right, bottom = rectangle
+    beside = (others[:, 2] <= left) | (others[:, 0] >= right)
+    above_or_below = (others[:, 3] <= top) | (others[:, 1] >= bottom)
+    return not (beside | above_or_below).all()
+
+
+def _draw_labels(pen, size, outlines, texts):
+    """Draw the objects' texts in a picture, in order; returns how many have no room.
+
+    A text starts with the object's number, which stands alone where the text has no room.
+    """
+    boxes = [_rectangle_around(corners) for corners in outlines]
+    places = place_labels(boxes, [_text_size(text) for text in texts], size)
+    left_out = [k for k, place in enumerate(places) if place is None]
+    numbers = [texts[k].split()[0] for k in left_out]
+    taken = [place for place in places if place is not None]
+    boxes_left = [boxes[k] for k in left_out]
+    numbers_places = place_labels(boxes_left, [_text_size(text) for text in numbers], size, taken)
+    for k, number, place in zip(left_out, numbers, numbers_places, strict=True):
+        texts[k], places[k] = number, place
+    for text, place in zip(texts, places, strict=True):
+        if place is not None:
+            left, top, right, bottom = place
+            pen.rectangle((left, top, right - 1, bottom - 1), fill=(0, 0, 0, 150))
+            pen.text((left + _PAD, top + _PAD), text, fill="white", font=_font())
+    return len(left_out)
+
+
+@cache
+def _font():
+    return ImageFont.load_default(13)
+
+
+def _text_size(text):
+    """(width, height) of a label in pixels; all labels are of one height."""
+    font = _font()
+    ascent, descent = font.getmetrics()
+    return math.ceil(font.getlength(text)) + 2 * _PAD, ascent + descent + 2 * _PAD
+
+
+# ------------------------------------------------------------------ outlines, legend
+
+
+def _corners(box, scale):
+    """The four corners (x, y) of a rotated box, enlarged, in the order of its outline."""
+    cx, cy, w, h = (scale * length for length in box[:4])
+    cos, sin = math.cos(box[4]), math.sin(box[4])
+    corners = []
+    for along, across in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+        x = cx + along * w / 2 * cos - across * h / 2 * sin
+        y = cy + along * w / 2 * sin + across * h / 2 * cos
+        corners.append((x, y))
+    return corners
+
+
+def _line(pen, points, colour, width, opacity=255):
+    """A line with a faint dark rim, to be seen on any ground. opacity: 0 to 255."""
+    pen.line(points, fill=(0, 0, 0, opacity // 3), width=width + 2, joint="curve")
+    pen.line(points, fill=(*ImageColor.getrgb(colour), opacity), width=width, joint="curve")
+
+
+def _rectangle_around(corners):
+    x, y = zip(*corners, strict=True)
+    return min(x), min(y), max(x), max(y)
+
+
+def _with_legend(picture, seen, unseen, left_out):
+    """The picture with lines below it that tell what is drawn; as wide as they are, at least."""
+    lines = [f"{seen} of {seen + unseen} objects are seen by the model"]
+    if unseen:
+        lines[0] += f"; {unseen} are not (grey, number alone, no edges)"
+    lines.append(
+        f"lines: the {EDGES_EACH} strongest edges of each seen object, of weight {FAINTEST} or more"
+    )
+    if left_out:
+        lines.append(f"labels without room: {left_out} (number alone, or nothing)")
+    sizes = [_text_size(line) for line in lines]
+    width = max(picture.width, *(width for width, _ in sizes))
+    height = sum(height for _, height in sizes)
+    whole = Image.new("RGB", (width, picture.height + height), "black")
+    whole.paste(picture)
+    pen = ImageDraw.Draw(whole)
+    y = picture.height
+    for line, (_, height) in zip(lines, sizes, strict=True):
+        pen.text((_PAD, y + _PAD), line, fill="white", font=_font())
+        y += height
+    return whole
