@@ -124,9 +124,7 @@ class RetrievalData:
             self.detections = images.match_detections(all_paths, self.det_json)
 
     def _read_splits(self, form):
-        annotations = read_annotations(
-            self.root, form, clean=self.options["clean"], template=self.options["template"]
-        )
+        annotations = read_annotations(self.root, form, self.options["caption_form"])
         dev_images = self.options["dev_images"]
         self.annotations, self.drawn_split = with_validation(
             annotations,
@@ -221,10 +219,8 @@ def joint_image_set(data_sets, split, image_size, label_map):
         image_size=image_size,
         label_map=label_map,
         max_objects=options["max_objects"],
-        cache_gb=options["cache_gb"],
-        cache_dir=options["cache_dir"],
-        exchange=options["seed"] if options["graph_control"] == "exchanged" else None,
-        edges=options["graph_control"] != "no-edges",
+        exchange=options["seed"] if options["graph"] == "exchanged" else None,
+        edges=options["graph"] != "no-edges",
         published=options["graph"] == "published",
     )
     result.problems = problems + result.problems

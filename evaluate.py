@@ -46,7 +46,7 @@ from metrics.queries import query_rows, top_items, worst_and_best
 from metrics.ranks import KS, per_image
 from metrics.tables import comparison, read_results, table, write_ranks, write_results
 from model import latest_checkpoint
-from options import DATA, FREE, default_options, parse_options, run
+from options import DATA, FREE, parse_options, run
 
 # ------------------------------------------------------------------ a model on a split
 
@@ -91,15 +91,13 @@ def evaluate(model, images, records, device, batch_size=64, workers=0, text_feat
 # ------------------------------------------------------------------ what is measured
 
 PLACES = ("data_root", "det_json", "annotations")  # options with a value for each data set
-MACHINE = ("workers", "cache_gb", "cache_dir")  # what suits the machine that a model is measured on
 
 
 def merged(given, saved):
     """Options of a checkpoint, replaced by those given on the command line (not None).
 
     A data set that the checkpoint was trained on keeps its places, of which --data-root leaves the
-    form of its annotations only; another brings its own. Workers and cache are never the
-    checkpoint's, whose machine may have been another.
+    form of its annotations only; another brings its own.
     """
     given = {name: value for name, value in given.items() if value is not None}
     data_sets = given.get("dataset", saved["dataset"])
@@ -107,8 +105,6 @@ def merged(given, saved):
     places = dict.fromkeys(PLACES)  # None, which means the default
     for option in kept:
         places[option] = _values_of(data_sets, saved, option)
-    usual = default_options("evaluate")
-    saved = {**saved, **{option: usual[option] for option in MACHINE}}
     return {**saved, **places, **given}
 
 
@@ -182,15 +178,14 @@ class ImageContent(NamedTuple):
     image_size: int
     labels: tuple
     max_objects: int
-    graph_control: str
+    graph: str  # where graphs are not an image's own, or have no edges: --graph
     exchange_seed: int | None  # None where no graphs are exchanged
-    published: bool  # whether graphs are the published ones
 
 
 def image_content(data, split, saved):
     """The ImageContent of a split of RetrievalData for a checkpoint's model."""
     files, detections, problems = data.files(split)
-    exchanged = data.options["graph_control"] == "exchanged"
+    exchanged = data.options["graph"] == "exchanged"
     return ImageContent(
         files=tuple(files),
         detections=tuple(detections),
@@ -198,9 +193,8 @@ def image_content(data, split, saved):
         image_size=saved["definition"]["image_size"],
         labels=tuple(saved["labels"]),
         max_objects=data.options["max_objects"],
-        graph_control=data.options["graph_control"],
+        graph="object" if data.options["graph"] == "none" else data.options["graph"],
         exchange_seed=data.options["seed"] if exchanged else None,
-        published=data.options["graph"] == "published",
     )
 
 
@@ -297,7 +291,7 @@ def main(arguments=None):
             records,
             device,
             batch_size=options.batch_size,
-            workers=job.data.options["workers"],
+            workers=options.workers,
             equivalence=options.caption_equivalence,
         )
         result = _result(job, saved, options, given, found)

@@ -94,8 +94,8 @@ def read_queries(arguments):
 
 
 def prepare(queries, options):
-    """Sentences as the captions that the model was trained on: its options `clean`, `template`."""
-    texts = [prepared(query, options["clean"], options["template"]) for query in queries]
+    """Sentences as the captions that the model was trained on, by its option `caption_form`."""
+    texts = [prepared(query, options["caption_form"]) for query in queries]
     if "" in texts:
         query = queries[texts.index("")]
         raise ValueError(f"--queries '{query}': no word is left, cleaned as the model's captions")

@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+MARGIN = 0.2  # of the hinge, in cosine: as published, and in VSE++
 EPSILON = 1e-6  # the published hinge subtracts it inside every term
 MAX_SCALE = 100  # CLIP's bound on the inverse temperature
 
@@ -32,7 +33,7 @@ def _beside_diagonal(positives):
     return positives & ~torch.eye(len(positives), dtype=torch.bool, device=positives.device)
 
 
-def hinge_loss(scores, positives, margin=0.2, max_violation=False):
+def hinge_loss(scores, positives, margin=MARGIN, max_violation=False):
     """Bidirectional hinge over a score matrix, summed over the batch (VSE++ equations 4 and 5).
 
     scores: (B, B), images by texts; positives: (B, B) bool, whose entries are no negatives.
@@ -72,4 +73,4 @@ def batch_loss(image_features, text_features, logit_scale, positives, options):
     if options["loss"] == "infonce":
         return info_nce(scores, positives, logit_scale)
     hardest_only = options["loss"] == "hinge-max"
-    return hinge_loss(scores, positives, options["margin"], max_violation=hardest_only)
+    return hinge_loss(scores, positives, max_violation=hardest_only)

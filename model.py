@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.checkpoint_content import check_fields, check_fit
+from backbones.checkpoint_content import check_fields, check_fit, require
 from backbones.loading import read_weights, state_dict_in
 from backbones.lora import adapt, merge
 from backbones.model_configs import model_config_of
 from backbones.towers import CLIP
 from det_formats.det_json import LabelMap
+from options import converted
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
 from writing import written_whole
 
@@ -53,14 +54,15 @@ class GCNConv(nn.Module):
 class FGCross(CLIP):
     """CLIP whose image embedding also holds the image's object graph."""
 
-    def __init__(
-        self, model_config, labels, graph="object", fusion="sum", image_encoder_ratio=(0.5, 0.5)
-    ):
-        """labels: how many class ids the label map has, that of "other" included."""
+    def __init__(self, model_config, labels, graph="object", fusion=0.5):
+        """A model with random weights.
+
+        labels: how many class ids the label map has, that of "other" included. graph: the branch,
+        "object", "published" or "none". fusion: "gate", or the graph's share of the sum, in 0 to 1.
+        """
         super().__init__(model_config)
         self.graph = graph
         self.fusion = fusion
-        self.ratio = tuple(image_encoder_ratio)
         if graph == "none":
             return
         width = model_config["embed_dim"]
@@ -136,9 +138,9 @@ class FGCross(CLIP):
         if self.fusion == "gate":
             both = torch.cat([image_features, graph_features], dim=-1)  # (B, 2 E)
             share = torch.sigmoid(self.gate(both))  # (B, 1)
-            fused = (1 - share) * image_features + share * graph_features
         else:
-            fused = self.ratio[0] * image_features + self.ratio[1] * graph_features
+            share = self.fusion
+        fused = (1 - share) * image_features + share * graph_features
         return torch.where(mask.any(1, keepdim=True), F.normalize(fused, dim=-1), image_features)
 
     def branches(self, image_features, nodes, adjacency, mask):
@@ -176,7 +178,7 @@ class PublishedFGCross(FGCross):
 
     def fuse(self, image_features, graph_features, mask):
         """The weighted sum, (B, E), of which nothing is normalised."""
-        return self.ratio[0] * image_features + self.ratio[1] * graph_features
+        return (1 - self.fusion) * image_features + self.fusion * graph_features
 
     def branches(self, image_features, nodes, adjacency, mask):
         *parts, fused = super().branches(image_features, nodes, adjacency, mask)
@@ -193,15 +195,19 @@ FIELDS = {"weights", "definition", "labels", "options"}
 PUBLISHED = "gcn1.lin.weight"  # in a plain state dict: the published FG-CROSS
 
 
+def branch_of(graph):
+    """The graph branch for an option --graph: control experiments have that of "object"."""
+    return "object" if graph in ("exchanged", "no-edges") else graph
+
+
 def build(model_config, labels, options):
     """A model with random weights. labels: lines of the label map; options: with the model's."""
     kind = PublishedFGCross if options["graph"] == "published" else FGCross
     return kind(
         model_config,
         labels=len(LabelMap(labels)),
-        graph=options["graph"],
+        graph=branch_of(options["graph"]),
         fusion=options["fusion"],
-        image_encoder_ratio=options["image_encoder_ratio"],
     )
 
 
@@ -271,7 +277,7 @@ def _published_weights(content):
 
 
 def _published_as_ours(weights):
-    """A state dict of the published FG-CROSS as a checkpoint; its ratio is the published one."""
+    """A state dict of the published FG-CROSS as a checkpoint; its share is the published one."""
     of_clip = {}
     for name, tensor in weights.items():
         if name.split(".")[0] not in NEW_LAYERS:
@@ -284,8 +290,7 @@ def _published_as_ours(weights):
         "labels": list(PUBLISHED_LABELS),
         "options": {
             "graph": "published",
-            "fusion": "sum",
-            "image_encoder_ratio": (0.5, 0.5),
+            "fusion": 0.5,
             "model": model_config["name"],
             "labels": None,
             "max_objects": MAX_OBJECTS,
@@ -307,7 +312,7 @@ def load_checkpoint(path, device="cpu"):
     if not is_this_version(checkpoint):
         raise ValueError(f"{path}: from another version of this code; train it again")
     try:
-        check_content(checkpoint)
+        checkpoint = checked(checkpoint)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     model = _adapted(checkpoint)
@@ -321,15 +326,19 @@ def is_this_version(checkpoint):
     return isinstance(version, int) and version == VERSION
 
 
-def check_content(checkpoint):
-    """Raise ValueError where the content of a checkpoint dict with FIELDS makes no model.
+def checked(checkpoint):
+    """A checkpoint dict with FIELDS, its options as this version names them.
 
-    Nothing large is built: names and shapes come from a model without numbers.
+    Raises ValueError where its content makes no model. Nothing large is built: names and shapes
+    come from a model without numbers.
     """
+    require(isinstance(checkpoint["options"], dict), "options", "a dict", checkpoint["options"])
+    checkpoint = {**checkpoint, "options": converted(checkpoint["options"])}
     check_fields(checkpoint)
     with torch.device("meta"):
         expected = _adapted(checkpoint).state_dict()
     check_fit(checkpoint["weights"], expected)
+    return checkpoint
 
 
 def _adapted(checkpoint):

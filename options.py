@@ -21,9 +21,8 @@ from escaping import escaped
 # Choices. Where a module has a table of what each one does, a test holds its keys against these.
 ACTIVATIONS = ("quickgelu", "gelu")
 AUGMENTATIONS = ("crop", "flip", "turn", "erase", "colour")
-CLEANERS = ("none", "pir")
 FORMS = ("auto", "txt", "karpathy", "pir")
-GRAPHS = ("object", "none", "published")
+GRAPHS = ("object", "none", "published", "exchanged", "no-edges")
 LOSSES = ("infonce", "hinge", "hinge-max")
 NAMINGS = ("open_clip", "openai", "huggingface")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -33,9 +32,19 @@ LORA = (8, 16, 0.0)  # rank, alpha, dropout
 MAX_OBJECTS = 20  # of an image that its graph holds; as published
 
 GIVEN = object()  # in `only`: any value, as long as the other option is given
-WITH_GRAPH = {"graph": ("object", "published")}
+WITH_GRAPH = {"graph": tuple(graph for graph in GRAPHS if graph != "none")}
+WITH_OBJECTS = {"graph": tuple(graph for graph in GRAPHS if graph not in ("none", "published"))}
 
-GROUPS = ("data", "training data", "model", "loss", "training", "run", "device", "input", "output")
+GROUPS = {  # of options in --help: their names here, and what a person wants to do with them
+    "input": "say what to read",
+    "data": "choose data sets and captions",  # of evaluate.py: see DATA
+    "model": "choose the model",
+    "start": "start from pretrained weights, choose what learns",
+    "training": "tune the training",
+    "run": "keep a run, go on with it",
+    "device": "fit the machine",
+    "output": "choose what is written",
+}
 
 
 class Option(NamedTuple):
@@ -43,7 +52,7 @@ class Option(NamedTuple):
 
     flag: str  # "--name", or "name" for an argument without a flag
     scripts: tuple  # which scripts have it
-    group: str  # its heading in --help
+    group: str  # one of GROUPS
     settings: dict  # of argparse: help, default, type, nargs, choices, metavar, action, required
     least: float  # the smallest number that makes sense
     most: float  # and the largest
@@ -90,6 +99,16 @@ def number(text):
     return value
 
 
+def gate_or_number(text):
+    """An argparse type: the word "gate", or a `number`."""
+    if text == "gate":
+        return text
+    try:
+        return number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected gate or a number") from None
+
+
 def output_path(path):
     """An argparse type: a file to be written. Its folder is made before any work is done."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -98,94 +117,110 @@ def output_path(path):
 
 # fmt: off
 OPTIONS = (
+    # ------------------------------------------------------------------ what a script reads
+    option("--checkpoint", "evaluate", "input", nargs="+", metavar="FILE",
+           help="models to measure, from train.py, the published FG-CROSS, or any that clip.load "
+                "takes; default the latest run's best_model.pth"),
+    option("--checkpoint", "infer clip_gcn", "input", metavar="FILE",
+           help="the model: from train.py, the published FG-CROSS, or what clip.load takes; "
+                "default the latest run's best_model.pth"),
+    option("--checkpoint", "export", "input", required=True, metavar="FILE",
+           help="the model: from train.py, or what clip.load takes"),
+    option("--activation", "evaluate infer clip_gcn export", "input", choices=ACTIVATIONS,
+           help="of CLIP weights that do not tell it; give it when the error asks for it"),
+    option("--split", "evaluate", "input", default="test",
+           help="val to choose between models, test to report; or train, dev"),
+    option("--caption-equivalence", "evaluate", "input", action="store_true",
+           help="equal captions fit equal images: for data sets whose sentences repeat"),
+    option("--compare", "evaluate", "input", nargs=2, metavar="JSON",
+           help="only compare two files of --json"),
+    option("--images", "infer", "input", nargs="+", metavar="PATH",
+           help="files, folders or globs; default the samples in test/"),
+    option("--queries", "infer", "input", nargs="+", metavar="TEXT",
+           help="sentences, or text files with one a line; default those of the samples"),
+    option("--det-json", "infer", "input", metavar="DIR",
+           help="folder of detections that mirrors --images; default no graphs"),
+    option("--skip-unreadable", "infer", "input", action="store_true",
+           help="leave out images that cannot be read, and list them; default an error"),
+    option("--against", "audit", "input", nargs=2, metavar=("A", "B"),
+           help="two data roots: report what they share"),
+    option("detections", "V_Graph", "input", help="a file of det_json/"),
+    option("--image", "V_Graph", "input", required=True, metavar="FILE",
+           help="the image that the detections belong to"),
+    option("--seed", "scenes", "input", type=int, default=0, help="another one: other scenes"),
     # ------------------------------------------------------------------ data
     option("--dataset", "train evaluate audit", "data", nargs="+", default=["scenes"],
+           metavar="NAME",
            help="scenes, ucm, rsicd, rsitmd or names of your own; several train together"),
-    option("--data-root", "train evaluate audit", "data", free=True, nargs="+",
-           help="a folder for each; only scenes has one, data/scenes"),
-    option("--det-json", "train evaluate audit", "data", free=True, nargs="+",
-           help="folders of detections; default <data root>/det_json"),
+    option("--data-root", "train evaluate audit", "data", free=True, nargs="+", metavar="DIR",
+           help="a folder for each data set; only scenes has a default, data/scenes"),
+    option("--det-json", "train evaluate audit", "data", free=True, nargs="+", metavar="DIR",
+           help="a folder of detections for each; default <data root>/det_json"),
     option("--annotations", "train evaluate audit", "data", free=True, nargs="+", choices=FORMS,
-           help="format of the captions; needed where a folder holds several"),
-    option("--clean", "train evaluate", "data", choices=CLEANERS, default="none",
-           help="pir: captions as PIR and HarMA"),
-    option("--template", "train evaluate", "data",
-           help='around every caption: "a satellite photo of {}"'),
+           metavar="FORM",
+           help="form of the captions of each, needed where a folder holds several: "
+                f"{', '.join(FORMS)} (default auto)"),
+    option("--caption-form", "train evaluate", "data", nargs="+", metavar="FORM",
+           help="pir: cleaned as PIR and HarMA do, to compare with them; a text with {} goes "
+                'around every caption, as "a satellite photo of {}"; or both; {} alone: as they '
+                "are"),
     option("--dev-images", "train evaluate", "data", least=0, type=int, default=0,
-           help="validate on so many images drawn from train, keeping the shipped val unseen"),
-    option("--graph-control", "train evaluate", "data", only=WITH_GRAPH,
-           choices=("own", "exchanged", "no-edges"),
-           default="own", help="for control experiments: another image's graph, or no edges"),
-    option("--cache-gb", "train evaluate", "data", least=0, free=True, type=number, default=4,
-           help="RAM for a split's images, else a file"),
-    option("--cache-dir", "train evaluate", "data", free=True,
-           help="folder of that file; default below your user's cache"),
-    option("--workers", "train evaluate", "data", least=0, free=True, type=int, default=0,
-           help="loader processes; raise where a GPU waits"),
-    option("--augment", "train", "training data", nargs="*", choices=AUGMENTATIONS,
-           help="default all; scenes none, since sentences say left of"),
-    option("--drop-graphs", "train", "training data", least=0, most=1,
-           only=WITH_GRAPH, type=number, default=0.1,
-           help="share of images shown without graph, so that CLIP's branch stands alone"),
-    option("--drop-test-captions", "train", "training data", action="store_true",
-           help="leave out training captions that are found in a test split"),
-    # ------------------------------------------------------------------ model and loss
+           help="choose the model on so many images drawn from train, to keep val unseen"),
+    # ------------------------------------------------------------------ model
     option("--model", "train", "model",
-           help="model config in models/ to train from scratch; default small"),
+           help="sizes, a file in models/, for training from scratch; default small"),
+    option("--image-size", "train", "model", least=1, type=int,
+           help="pixels a side: more for small objects, at a cost; default the model's own"),
     option("--graph", "train", "model", choices=GRAPHS, default="object",
-           help="none: a plain CLIP; published: the published pass, for comparison only"),
-    option("--fusion", "train", "model", only={"graph": ("object",)},
-           choices=("sum", "gate"), default="sum",
-           help="gate: learned, per image"),
-    option("--image-encoder-ratio", "train", "model", least=0,
-           only={**WITH_GRAPH, "fusion": ("sum",)}, type=number, nargs=2, default=(0.5, 0.5),
-           metavar=("CLIP", "GRAPH"), help="weights of the branches in --fusion sum"),
-    option("--labels", "train audit V_Graph", "model", only={"graph": ("object",)},
-           help="labels of the detections, a label and its aliases a line; default "
-                "det_json/labels.txt"),
-    option("--max-objects", "train audit V_Graph", "model", least=1,
-           only={"graph": ("object",)}, type=int, default=MAX_OBJECTS,
-           help="objects that a graph holds; raise for crowded images"),
-    option("--loss", "train", "loss", choices=LOSSES, default="infonce",
-           help="hinge: as published; hinge-max: hardest negative only (VSE++'s max violation)"),
-    option("--margin", "train", "loss", above=0, only={"loss": ("hinge", "hinge-max")},
-           type=number, default=0.2, help="of the hinge, in cosine"),
+           help="none: a plain CLIP, to compare with; published: the published pass, to compare "
+                "with; exchanged, no-edges: control experiments, with another image's graph or "
+                "without edges"),
+    option("--fusion", "train", "model", above=0, most=1, only=WITH_GRAPH, type=gate_or_number,
+           default=0.5, metavar="gate|SHARE",
+           help="the graph's share of the sum, up to 1; gate: learned, per image"),
+    option("--labels", "train audit V_Graph", "model", only=WITH_OBJECTS, metavar="FILE",
+           help="labels of the detections, for a detector of your own, a label and its aliases a "
+                "line; default det_json/labels.txt"),
+    option("--max-objects", "train audit V_Graph", "model", least=1, only=WITH_OBJECTS, type=int,
+           default=MAX_OBJECTS, help="objects that a graph holds; raise for crowded images"),
+    # ------------------------------------------------------------------ pretrained weights
+    option("--clip", "train", "start",
+           help="a name or file for clip.load: best on small data sets; default from scratch"),
+    option("--train", "train", "start", choices=TRAINED, default="all",
+           help="what learns besides new layers, which always do; graph and lora take less memory"),
+    option("--lr", "train", "start", above=0, only={"clip": GIVEN}, type=number,
+           help="rate of pretrained layers, to lower where they unlearn; default 1e-5, of --train "
+                "lora 2e-4"),
+    option("--lora", "train", "start", least=0, only={"train": ("lora",)},
+           type=number, nargs=3, default=LORA, metavar=("RANK", "ALPHA", "DROPOUT"),
+           help="adapters: a higher rank learns more"),
+    option("--activation", "train", "start", only={"clip": GIVEN}, choices=ACTIVATIONS,
+           help="of CLIP weights that do not tell it; give it when the error asks for it"),
     # ------------------------------------------------------------------ training
-    option("--clip", "train", "training",
-           help="pretrained start, a name or file for clip.load; else from scratch"),
-    option("--image-size", "train", "training", least=1, type=int,
-           help="pixels a side, if not the model config's or the weights'"),
-    option("--train", "train", "training", choices=TRAINED, default="all",
-           help="towers to train; new layers always do"),
-    option("--lora", "train", "training", least=0, only={"train": ("lora",)},
-           type=number, nargs=3, default=LORA,
-           metavar=("RANK", "ALPHA", "DROPOUT"), help="adapters of --train lora"),
-    option("--activation", "train", "training", only={"clip": GIVEN}, choices=ACTIVATIONS,
-           help="of CLIP weights that do not tell it; the error says when it is needed"),
     option("--epochs", "train", "training", least=1, type=int, default=20,
-           help="more help while validation still improves"),
-    option("--lr", "train", "training", above=0, only={"clip": GIVEN}, type=number,
-           help="of pretrained layers; default 1e-5, of --train lora 2e-4"),
+           help="raise while validation still improves"),
     option("--lr-new", "train", "training", above=0, type=number, default=2e-3,
-           help="of new layers: all of them without --clip"),
+           help="rate of new layers, without --clip of all; lower it where the loss jumps"),
     option("--weight-decay", "train", "training", least=0, type=number, default=0.1,
-           help="of matrices, not of biases and norms"),
-    option("--precision", "train", "training", choices=PRECISIONS,
-           help="default fp32, on CUDA half"),
-    option("--patience", "train", "training", least=1, type=int, default=10,
-           help="epochs without a better validation mR"),
+           help="of matrices; raise where training fits and validation does not"),
+    option("--loss", "train", "training", choices=LOSSES, default="infonce",
+           help="hinge: as published; hinge-max: hardest negative only (VSE++'s max violation)"),
+    option("--augment", "train", "training", nargs="*", choices=AUGMENTATIONS, metavar="KIND",
+           help=f"of {', '.join(AUGMENTATIONS)}, those that keep sentences true; default all, with "
+                "scenes none, since sentences say left of"),
+    option("--drop-graphs", "train", "training", least=0, most=1, only=WITH_GRAPH, type=number,
+           default=0.1,
+           help="share of images shown without graph; raise where many will have no detections"),
     option("--seed", "train", "training", least=0, type=int, default=0,
-           help="of weights, order, captions, augmentation, splits"),
+           help="of all that is random; take several to see the noise"),
     # ------------------------------------------------------------------ the run
-    option("--out", "train", "run", free=True,
+    option("--out", "train", "run", free=True, metavar="DIR",
            help="folder for checkpoints and log; default a new one, runs/<data set>-1, -2 ...; "
                 "with --resume the latest run's"),
-    option("--overwrite", "train", "run", free=True, action="store_true",
-           help="begin anew in a folder that holds a model, which stays until there is a new one"),
-    option("--save-every", "train", "run", least=0, free=True, type=int, default=500,
-           help="steps between saves within an epoch"),
     option("--resume", "train", "run", free=True, action="store_true",
            help="go on from last.pth in --out, bit for bit"),
+    option("--overwrite", "train", "run", free=True, action="store_true",
+           help="begin anew in a folder that holds a model, which stays until there is a new one"),
     # ------------------------------------------------------------------ device
     option("--device", "train evaluate infer clip_gcn", "device", free=True,
            choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any"),
@@ -193,62 +228,36 @@ OPTIONS = (
            help="halve on out-of-memory; InfoNCE's negatives come from the batch"),
     option("--batch-size", "evaluate infer clip_gcn", "device", least=1, type=int, default=64,
            help="halve on out-of-memory"),
-    # ------------------------------------------------------------------ what a script reads
-    option("--checkpoint", "evaluate", "input", nargs="+",
-           help="from train.py, the published FG-CROSS, or a CLIP: what clip.load takes; default "
-                "the latest run's best_model.pth"),
-    option("--checkpoint", "infer clip_gcn", "input",
-           help="from train.py, the published FG-CROSS, or a CLIP: what clip.load takes; default "
-                "the latest run's best_model.pth"),
-    option("--checkpoint", "export", "input", required=True, help="ours, or what clip.load takes"),
-    option("--activation", "evaluate infer clip_gcn export", "input", choices=ACTIVATIONS,
-           help="of CLIP weights that do not tell it; the error says when it is needed"),
-    option("--split", "evaluate", "input", default="test",
-           help="val, train or dev; select on val, report test"),
-    option("--caption-equivalence", "evaluate", "input", action="store_true",
-           help="equal captions fit equal images"),
-    option("--compare", "evaluate", "input", nargs=2, metavar="JSON",
-           help="only compare two files of --json"),
-    option("--images", "infer", "input", nargs="+",
-           help="files, folders or globs; default the samples in test/"),
-    option("--queries", "infer", "input", nargs="+",
-           help="sentences, or text files with one a line"),
-    option("--det-json", "infer", "input",
-           help="folder of detections that mirrors --images; default no graphs"),
-    option("--skip-unreadable", "infer", "input", action="store_true",
-           help="leave out images that cannot be read, and list them; default an error"),
-    option("--against", "audit", "input", nargs=2, metavar=("A", "B"),
-           help="two data roots: report what they share"),
-    option("detections", "V_Graph", "input", help="a file of det_json/"),
-    option("--image", "V_Graph", "input", required=True,
-           help="the image that the detections belong to"),
-    option("--seed", "scenes", "input", type=int, default=0, help="another seed: other scenes"),
+    option("--precision", "train", "device", choices=PRECISIONS,
+           help="fp32 where a loss is not finite; default fp32, on CUDA half"),
+    option("--workers", "train evaluate", "device", least=0, free=True, type=int, default=0,
+           help="loader processes; raise where a GPU waits for data"),
     # ------------------------------------------------------------------ what a script writes
     option("--top-k", "infer", "output", least=0, type=int, default=0,
            help="list so many best images for each sentence"),
     option("--threshold", "infer", "output", least=-1, most=1, type=number,
-           help="list and write to --csv only images with this cosine or more"),
-    option("--csv", "infer", "output", type=output_path,
+           help="list and write to --csv only images with this cosine or more; default all"),
+    option("--csv", "infer", "output", type=output_path, metavar="FILE",
            help="write query, rank, image and score to this file, a row a pair"),
-    option("--json", "infer", "output", type=output_path,
+    option("--json", "infer", "output", type=output_path, metavar="FILE",
            help="write matrix, names and ranking to this file"),
-    option("--json", "evaluate", "output", type=output_path,
+    option("--json", "evaluate", "output", type=output_path, metavar="FILE",
            help="write figures, intervals, hashes and options to this file"),
-    option("--json", "audit", "output", type=output_path,
+    option("--json", "audit", "output", type=output_path, metavar="FILE",
            help="write all that is counted to this file"),
-    option("--ranks", "evaluate", "output", type=output_path,
+    option("--ranks", "evaluate", "output", type=output_path, metavar="FILE",
            help="write every query's rank and rival to this CSV file"),
-    option("--html", "evaluate", "output", type=output_path,
+    option("--html", "evaluate", "output", type=output_path, metavar="FILE",
            help="show the worst and best queries in this file"),
-    option("--draw", "V_Graph", "output",
+    option("--draw", "V_Graph", "output", metavar="FILE",
            help="write boxes, labels and edges over the image to this file"),
-    option("--out", "clip_gcn", "output", type=output_path,
+    option("--out", "clip_gcn", "output", type=output_path, metavar="FILE",
            help="write the features to this .npz file"),
-    option("--out", "scenes", "output", default="data/scenes",
+    option("--out", "scenes", "output", default="data/scenes", metavar="DIR",
            help="folder to write the data set to"),
     option("--samples", "scenes", "output", action="store_true",
            help="write test/ and det_json/ as committed instead"),
-    option("--out", "export", "output", required=True,
+    option("--out", "export", "output", required=True, metavar="PATH",
            help="a .pt or .safetensors file, or a folder"),
     option("--naming", "export", "output", choices=NAMINGS, default="open_clip",
            help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a "
@@ -259,8 +268,7 @@ OPTIONS = (
 # fmt: on
 
 FREE = {row.name for row in OPTIONS if "train" in row.scripts and row.free}
-# What a checkpoint says of its data. Where nothing is given, evaluate.py takes it from there, all
-# but evaluate.MACHINE.
+# What a checkpoint says of its data: where nothing is given, evaluate.py takes it from there.
 DATA = tuple(row.name for row in OPTIONS if row.group == "data" and "evaluate" in row.scripts)
 
 
@@ -281,14 +289,30 @@ def add_options(parser, script):
     """Add the options of a script to an argparse parser, in their groups."""
     rows = [row for row in OPTIONS if script in row.scripts]
     names = {row.name for row in rows}
-    for title in GROUPS:
-        in_group = [row for row in rows if row.group == title]
+    for name, title in GROUPS.items():
+        in_group = [row for row in rows if row.group == name]
         if not in_group:
             continue
-        group = parser.add_argument_group(title)
+        of_checkpoint = script == "evaluate" and name == "data"
+        group = parser.add_argument_group(
+            f"{title} (default: the checkpoint's)" if of_checkpoint else title
+        )
         for row in in_group:
-            settings = {**row.settings, "help": row.settings["help"] + _conditions(row, names)}
+            default = "" if of_checkpoint else _default(row)
+            text = row.settings["help"] + default + _conditions(row, names)
+            settings = {**row.settings, "help": text}
+            if row.settings.get("type") in (int, number):
+                settings.setdefault("metavar", "N")
             group.add_argument(row.flag, **settings)
+
+
+def _default(row):
+    """A row's default, for its help, unless the help states it."""
+    default = row.settings.get("default")
+    if default is None or "default" in row.settings["help"]:
+        return ""
+    words = default if isinstance(default, (list, tuple)) else [default]
+    return f" (default {' '.join(str(word) for word in words)})"
 
 
 def _conditions(row, names):
@@ -300,9 +324,22 @@ def _conditions(row, names):
     return f" [only with {' and '.join(conditions)}]" if conditions else ""
 
 
+def _is_needed(row):
+    """Whether a script does not run without it."""
+    return row.settings.get("required", not row.flag.startswith("--"))
+
+
+def _as_typed(row):
+    """An option that is needed, as in the usage."""
+    metavar = row.settings.get("metavar")
+    return row.flag if metavar is None else f"{row.flag} {metavar}"
+
+
 def make_parser(script, doc):
     """The argparse parser of a script; doc: its docstring, whose first line is the description."""
-    parser = Parser(description=doc.split("\n")[0])
+    needed = [_as_typed(row) for row in OPTIONS if script in row.scripts and _is_needed(row)]
+    usage = " ".join(["%(prog)s", *needed, "[options]"])  # argparse would list them all
+    parser = Parser(description=doc.split("\n")[0], usage=usage)
     add_options(parser, script)
     return parser
 
@@ -388,6 +425,79 @@ def run(main):
         raise
 
 
+# ------------------------------------------------------------------ options of older files
+
+# What older versions let one choose: options that changed no result, and values that are fixed now.
+CHANGED_NOTHING = ("plot", "tensorboard", "cache_gb", "cache_dir", "save_every")
+FIXED = {"margin": 0.2, "drop_test_captions": False}
+
+
+def converted(saved):
+    """Saved options of train.py, a dict, as this version names them: what they mean stays.
+
+    What changed no result is left out, and so is what had the value that is fixed now. Another
+    value stays: it tells two methods apart. Raises ValueError for a value that has no meaning, or
+    none any more.
+    """
+    options = {name: value for name, value in saved.items() if name not in CHANGED_NOTHING}
+    for name, value in FIXED.items():
+        if isinstance(options.get(name), (bool, float)) and options[name] == value:
+            del options[name]
+    if "patience" in options and _never_lost(options):
+        del options["patience"]
+    if "graph_control" in options:
+        options["graph"] = _graph(options.get("graph"), options.pop("graph_control"))
+    if "clean" in options or "template" in options:
+        options["caption_form"] = _caption_form(
+            options.pop("clean", "none"), options.pop("template", None)
+        )
+    ratio = options.pop("image_encoder_ratio", None)
+    if options.get("fusion") == "sum":
+        options["fusion"] = _share(ratio)
+    return options
+
+
+def _never_lost(options):
+    """Whether a run had at least as many epochs of patience as epochs."""
+    patience, epochs = options["patience"], options.get("epochs")
+    return isinstance(patience, int) and isinstance(epochs, int) and patience >= epochs
+
+
+def _graph(graph, control):
+    """The --graph of today, of an older --graph and --graph-control."""
+    is_control = control in ("exchanged", "no-edges")
+    if control == "own" or (is_control and graph == "none"):  # without graphs there was none
+        return graph
+    if is_control and graph == "object":
+        return control
+    raise ValueError(
+        "field 'options: graph_control': expected own, or exchanged or no-edges with graph object; "
+        "train it again with --graph exchanged or --graph no-edges"
+    )
+
+
+def _caption_form(clean, template):
+    """The --caption-form of today, of an older --clean and --template."""
+    if clean not in ("none", "pir") or not (template is None or isinstance(template, str)):
+        raise ValueError(
+            "field 'options: clean' or 'options: template': expected none or pir, and a text"
+        )
+    form = ["pir"] if clean == "pir" else []
+    if template is not None:
+        form.append(template)
+    return form or None
+
+
+def _share(ratio):
+    """The graph's share of the sum, of two weights; equal ones give exactly 0.5."""
+    is_pair = isinstance(ratio, (list, tuple)) and len(ratio) == 2
+    if not is_pair or not all(isinstance(one, (int, float)) and 0 <= one < 1e300 for one in ratio):
+        raise ValueError("field 'options: image_encoder_ratio': expected two weights of 0 or more")
+    if not any(ratio):
+        raise ValueError("field 'options: image_encoder_ratio': both weights are 0")
+    return ratio[1] / (ratio[0] + ratio[1])
+
+
 # ------------------------------------------------------------------ what goes together
 
 
@@ -434,8 +544,8 @@ def check_training(options, given):
         raise ValueError(f"--lora: the rank is {options['lora'][0]}, expected a whole number")
     if options["batch_size"] == 1 and options["loss"] == "infonce":
         raise ValueError("--batch-size 1: InfoNCE has no negatives then; take 2 or more")
-    if not any(options["image_encoder_ratio"]):
-        raise ValueError("--image-encoder-ratio 0 0 leaves no feature: raise one of them")
+    if options["fusion"] == "gate" and options["graph"] == "published":
+        raise ValueError("--fusion gate: the published graph branch has none; give a number")
 
 
 def for_training(options, given):
@@ -458,10 +568,16 @@ def for_training(options, given):
 def for_resuming(saved, given):
     """The options of a run that goes on: the saved ones, those that are free as given now.
 
-    given: only what stands on the command line. An option that is newer than the run has its
-    default, one that is gone is left out. Raises ValueError with the list of differences where an
-    option would alter the result.
+    saved: `converted`; given: only what stands on the command line. An option that is newer than
+    the run has its default, one that is gone is left out. Raises ValueError with the list of
+    differences where an option would alter the result, and for a margin of the hinge that is no
+    option any more.
     """
+    if saved.get("loss") != "infonce" and "margin" in saved:
+        raise ValueError(
+            f"--resume: the run was begun with --margin {saved['margin']}, which is "
+            f"{FIXED['margin']} for all now; start a new run in another --out"
+        )
     saved = {name: saved.get(name, usual) for name, usual in default_options("train").items()}
     differences = []
     for name, value in given.items():

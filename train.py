@@ -186,7 +186,7 @@ def stop(out, progress, signal_number):
 
 
 def training_loop(learner, data, options, content, progress, lines, lock):
-    """Train, validate, log and save, until no epoch is left or patience is lost.
+    """Train, validate, log and save, until no epoch is left.
 
     content: what all checkpoints hold, arguments of `save_checkpoint`. progress (see resume.py) and
     lines, those of the log, say how far the run has come; they grow with it. lock: the folder's,
@@ -194,9 +194,9 @@ def training_loop(learner, data, options, content, progress, lines, lock):
     """
     out = Path(options["out"])
     device = learner.model.logit_scale.device
-    steps = steps_in_epoch(data.train_set, options)
     with resume.signals_noted() as noted, open(out / "log.jsonl", "a", encoding="utf-8") as log:
-        while resume.goes_on(progress, options):
+        saved_at = time.perf_counter()
+        while progress["epoch"] <= options["epochs"]:
             epoch = progress["epoch"]
             set_training_mode(learner.model, options["train"])
             batches = batches_with_bar(data.train_set, options, progress, device)
@@ -210,11 +210,10 @@ def training_loop(learner, data, options, content, progress, lines, lock):
                 progress["data_seconds"] += begin - waiting
                 progress["compute_seconds"] += time.perf_counter() - begin
                 batches.set_postfix(loss=f"{loss:.3f}")
-                done = (epoch - 1) * steps + progress["step"]
-                due = options["save_every"] and done % options["save_every"] == 0
-                if due or noted:
+                if noted or time.perf_counter() - saved_at >= resume.SAVE_SECONDS:
                     lock.require_held()
                     resume.save_state(out / "last.pth", learner, content, progress)
+                    saved_at = time.perf_counter()
                     if noted:
                         stop(out, progress, noted[0])
                 waiting = time.perf_counter()
@@ -236,7 +235,8 @@ def training_loop(learner, data, options, content, progress, lines, lock):
 
             resume.next_epoch(progress)
             resume.save_state(out / "last.pth", learner, content, progress)
-            if noted and resume.goes_on(progress, options):
+            saved_at = time.perf_counter()
+            if noted and progress["epoch"] <= options["epochs"]:
                 stop(out, progress, noted[0])
 
 
@@ -284,8 +284,6 @@ def train(options, checkpoint, lock):
     }
     begin = time.perf_counter()
     training_loop(learner, data, options, content, progress, lines, lock)
-    if progress["epoch"] <= options["epochs"]:
-        print(f"stopped: no better validation mR for {options['patience']} epochs")
     print(
         f"best validation mR {progress['best_score']:.1f} in epoch {progress['best_epoch']}, "
         f"{time.perf_counter() - begin:.0f} s; {out}"

@@ -10,7 +10,7 @@ puts the file's name before it.
 import torch
 
 from backbones.model_configs import check_model_config, is_whole, shown, sizes_of
-from options import OPTIONS, number
+from options import OPTIONS, gate_or_number, number
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
@@ -78,12 +78,12 @@ def check_labels(labels):
 
 
 def check_options(options):
-    """Options of train.py: their types and choices. Others, of older versions, do not count.
+    """Options of train.py, `options.converted`: their types and choices. Others do not count.
 
     Those of the model are checked for their bounds too, and have to be there.
     """
     require(isinstance(options, dict), "options", "a dict", options)
-    needed = ["graph", "fusion", "image_encoder_ratio"]
+    needed = ["graph", "fusion"]
     if options.get("train") == "lora":
         needed.append("lora")
     for name in needed:
@@ -91,6 +91,8 @@ def check_options(options):
     for row in OPTIONS:
         if "train" in row.scripts and row.name in options:
             _check_option(row, options[row.name])
+    has_gate = options["graph"] != "published" or options["fusion"] != "gate"
+    require(has_gate, "options: fusion", "a number for the published branch", options["fusion"])
 
 
 def _check_option(row, value):
@@ -124,6 +126,9 @@ def _check_one(row, field, value):
         require(is_whole(value), field, "a whole number", value)
     elif kind is number:
         require(is_finite(value), field, "a finite number", value)
+    elif kind is gate_or_number:
+        is_share = is_finite(value) and 0 <= value <= 1  # 0: an older run could leave the graph out
+        require(value == "gate" or is_share, field, "gate or a number of 0 to 1", value)
     else:
         require(isinstance(value, str), field, "a string", value)
     if row.group == "model" and kind in (int, number):

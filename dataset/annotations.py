@@ -18,7 +18,7 @@ from typing import NamedTuple
 from sklearn.model_selection import train_test_split
 
 from escaping import escaped
-from options import CLEANERS, FORMS
+from options import FORMS
 
 SPLITS = ("train", "val", "test")
 
@@ -58,26 +58,39 @@ def normal_form(caption):
     return caption.strip().casefold()
 
 
-def prepared(caption, clean="none", template=None):
-    """A caption as the model shall see it; "" where nothing is left of it.
+def prepared(caption, caption_form=None):
+    """A caption as the model shall see it, stripped; "" where nothing is left of it.
 
-    clean: "none" strips; "pir" is what PIR and HarMA do: lower case, without , . ' ! ? " ( ) * # :
-    ; ~, a space for - and /, white space squeezed, cut after 30 words. template: a sentence with
-    one {} for the result, as in "a satellite photo of {}". Raises ValueError for others of either.
+    caption_form: a list, as of --caption-form, or None. "pir" in it does what PIR and HarMA do:
+    lower case, without , . ' ! ? " ( ) * # : ; ~, a space for - and /, white space squeezed, cut
+    after 30 words. A text with one {} goes around the result, as "a satellite photo of {}". Raises
+    ValueError for anything else.
     """
-    if clean not in CLEANERS:
-        raise ValueError(f"cleaning '{clean}': expected one of {', '.join(CLEANERS)}")
-    if template is None:
-        template = "{}"
-    around = template.replace("{}", "")
-    if template.count("{}") != 1 or "{" in around or "}" in around:
-        raise ValueError(f"template '{template}': expected exactly one {{}}, and no other braces")
+    cleans, template = _cleaning_and_template(caption_form)
     text = caption.strip()
-    if clean == "pir":
+    if cleans:
         text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
         words = re.sub("[-/]", " ", text).split()
         text = " ".join(words[:_PIR_WORDS])
-    return template.replace("{}", text) if text else ""
+    return (template or "{}").replace("{}", text) if text else ""
+
+
+def _cleaning_and_template(caption_form):
+    """(whether captions are cleaned, the text around them or None) of a caption form."""
+    form = caption_form or []
+    templates = [part for part in form if part != "pir"]
+    for template in templates:
+        around = template.replace("{}", "")
+        if template.count("{}") != 1 or "{" in around or "}" in around:
+            raise ValueError(
+                f"--caption-form '{template}': expected pir, or a text with exactly one {{}} and "
+                "no other braces"
+            )
+    if len(templates) > 1 or form.count("pir") > 1:
+        raise ValueError(
+            f"--caption-form: {len(form)} given; give pir, one text with {{}}, or one of each"
+        )
+    return "pir" in form, templates[0] if templates else None
 
 
 # ------------------------------------------------------------------ files
@@ -280,7 +293,7 @@ def _choose(root, form):
     return form, sets[0]
 
 
-def _origin(root, form, files, clean, template):
+def _origin(root, form, files, caption_form):
     """Where captions come from and what was done to them, in words."""
     if form == "txt":
         origin = f"text lists in {root}: {_names(files)}"
@@ -288,8 +301,9 @@ def _origin(root, form, files, clean, template):
         origin = f"Karpathy-style JSON {files[0]}"
     else:
         origin = f"PIR-style JSON in {root}: {_names(files)}"
-    if clean != "none":
-        origin += f"; captions cleaned as by {clean}"
+    cleans, template = _cleaning_and_template(caption_form)
+    if cleans:
+        origin += "; captions cleaned as by pir"
     if template is not None:
         origin += f"; captions within '{template}'"
     return origin
@@ -300,16 +314,16 @@ def _has_lone_surrogate(text):
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def read_annotations(root, form="auto", clean="none", template=None, leave_out_broken=False):
+def read_annotations(root, form="auto", caption_form=None, leave_out_broken=False):
     """The annotations in a data root, in the form named or, with "auto", the only one there is.
 
-    form: one of FORMS; clean, template: see `prepared`. Blank captions, before or after cleaning,
+    form: one of FORMS; caption_form: see `prepared`. Blank captions, before or after cleaning,
     are left out and their places listed; with leave_out_broken so are those with lone surrogates.
     Raises ValueError where there are no annotations or several, where a file is malformed, where a
     name leads out of the root, and for a lone surrogate.
     """
     root = Path(root)
-    prepared("", clean, template)  # settings that are wrong are an error before any file is read
+    prepared("", caption_form)  # one that is wrong is an error before any file is read
     form, files = _choose(root, form)
     rows_of = {}  # split: list of (name, caption, place)
     for split, name, caption, place in _READERS[form](files):
@@ -332,14 +346,14 @@ def read_annotations(root, form="auto", clean="none", template=None, leave_out_b
                     )
                 broken.append(place)
                 continue
-            text = prepared(caption, clean, template)
+            text = prepared(caption, caption_form)
             if text:
                 captions.append(text)
             else:
                 blank.append(place)
         splits[split] = [Record(name, tuple(texts)) for name, texts in captions_of.items() if texts]
         empty += [name for name, texts in captions_of.items() if not texts]
-    origin = _origin(root, form, files, clean, template)
+    origin = _origin(root, form, files, caption_form)
     return Annotations(splits, origin, blank, empty, tuple(broken))
 
 

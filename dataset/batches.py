@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import simple_tokenizer
 from dataset.annotations import normal_form
 from dataset.augment import draw_affine, draw_colour, draw_hole, move_boxes
-from dataset.cache import read_images
+from dataset.cache import RAM_GIB, read_images
 from det_formats import sanity
 from V_Graph import arrays_from_boxes, published_arrays
 
@@ -28,8 +28,9 @@ from V_Graph import arrays_from_boxes, published_arrays
 class ImageSet(Dataset):
     """Images with their graphs, decoded once: see cache.py.
 
-    paths: image files; detections: a detection file or None for each. exchange: a seed, to give
-    every image another's graph; edges=False leaves the edges out; published=True gives graphs by
+    paths: image files; detections: a detection file or None for each. ram_gib: of pixels, up to
+    which they are kept in RAM, else in a file. exchange: a seed, to give every image another's
+    graph; edges=False leaves the edges out; published=True gives graphs by
     `V_Graph.published_arrays`. An item is a dict of image
     (3, image_size, image_size) uint8, nodes (N, F), adjacency (N, N), mask (N) and index; no
     randomness. Where `features` (I, E), those of a frozen tower, are set, their row stands as
@@ -45,8 +46,7 @@ class ImageSet(Dataset):
         image_size,
         label_map,
         max_objects,
-        cache_gb=4,
-        cache_dir=None,
+        ram_gib=RAM_GIB,
         exchange=None,
         edges=True,
         published=False,
@@ -58,7 +58,7 @@ class ImageSet(Dataset):
         self.edges = edges
         self.published = published
         self.features = None
-        decoded = read_images(self.paths, detections, image_size, label_map, cache_gb, cache_dir)
+        decoded = read_images(self.paths, detections, image_size, label_map, ram_gib)
         self.pixels = decoded.pixels
         self.sizes = decoded.sizes
         self.boxes = decoded.boxes

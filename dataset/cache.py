@@ -42,7 +42,9 @@ PREPROCESSING = 1
 
 LEFTOVER_AGE = 24 * 60 * 60  # seconds after which an unfinished file is of a killed process
 
-REMEDY = "name another folder with --cache-dir, or keep the images in RAM with a larger --cache-gb"
+RAM_GIB = 4  # of pixels of a split that are kept in RAM
+
+REMEDY = "name a folder with more room in the environment variable FGCROSS_CACHE"
 
 
 class Decoded(NamedTuple):
@@ -55,8 +57,11 @@ class Decoded(NamedTuple):
     boxes: list  # (class ids, boxes) of each image, as `V_Graph.detection_arrays`
 
 
-def default_cache_dir():
-    """The folder for cache files where none is named: `fg-cross` below the user's cache."""
+def cache_dir():
+    """The folder for cache files: FGCROSS_CACHE, else `fg-cross` below the user's cache."""
+    named = os.environ.get("FGCROSS_CACHE")
+    if named:
+        return Path(named)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     else:
@@ -64,18 +69,17 @@ def default_cache_dir():
     return Path(base) / "fg-cross"
 
 
-def read_images(paths, detections, image_size, label_map, cache_gb, cache_dir=None):
+def read_images(paths, detections, image_size, label_map, ram_gib=RAM_GIB):
     """Decode I images and read their detections (None for an image without), or find both cached.
 
-    Up to cache_gb GiB of pixels are kept in RAM; more are mapped from a file in cache_dir (default
-    `default_cache_dir()`). Returns a Decoded, which lists unreadable images; a set that has some is
-    not cached. Raises ValueError for a malformed detection file and a folder that takes no cache.
+    Up to ram_gib GiB of pixels are kept in RAM; more are mapped from a file in `cache_dir()`.
+    Returns a Decoded, which lists unreadable images; a set that has some is not cached. Raises
+    ValueError for a malformed detection file and a folder that takes no cache.
     """
     shape = (len(paths), 3, image_size, image_size)
-    if math.prod(shape) <= cache_gb * 2**30:
+    if math.prod(shape) <= ram_gib * 2**30:
         return _read_into_memory(paths, detections, shape, label_map)
-    folder = cache_dir or default_cache_dir()
-    pixel_file = _pixel_file(paths, detections, image_size, label_map, folder)
+    pixel_file = _pixel_file(paths, detections, image_size, label_map)
     # Taken before decoding: a file that changes meanwhile makes the cache stale, not wrong.
     fingerprint = _fingerprint([*paths, *detections])
     if pixel_file.exists():
@@ -93,11 +97,11 @@ def _digest(content):
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _pixel_file(paths, detections, image_size, label_map, folder):
+def _pixel_file(paths, detections, image_size, label_map):
     """Where the pixels of just these images, detections and labels lie."""
     names = [path and os.path.abspath(path) for path in [*paths, *detections]]
     key = _digest(json.dumps([names, label_map.lines]).encode())
-    return Path(folder).absolute() / f"{len(paths)}-images-{image_size}px-{key}.npy"
+    return cache_dir().absolute() / f"{len(paths)}-images-{image_size}px-{key}.npy"
 
 
 def _fingerprint(paths):

@@ -7,7 +7,7 @@ from dataset import images
 from dataset.annotations import normal_form
 
 
-def without_held_out(data_sets, image_set, drop_captions):
+def without_held_out(data_sets, image_set):
     """Training records without what the data sets hold out: (records, left out).
 
     data_sets: of dataloader.RetrievalData; image_set: the joint one of "train", readable.
@@ -18,20 +18,25 @@ def without_held_out(data_sets, image_set, drop_captions):
 
         by_name          a held-out split of its own data set names it
         by_content       an image of any data set's held-out splits has the same pixels
-        no_caption_left  all its captions are test captions
+        no_caption_left  all its captions are test captions of other data sets
 
-    With `drop_captions` those captions go that stand in any test split (stripped, case folded);
-    else none does. Left out is, by the name of the data set, a dict of these reasons, each with the
-    list of its images' names, and "captions", the number of captions dropped from images that stay
-    or that have none left.
+    Captions go that stand (stripped, case folded) in a test split of another data set. Those that
+    stand in one of their own stay: the shipped split is what the field trains and tests on, and
+    UCM's train and test share most sentences by design.
+
+    Left out is, by the name of the data set, a dict of these reasons, each with the list of its
+    images' names, and "captions", the number of captions dropped from images that stay or that
+    have none left.
     """
     held_out_hashes = _held_out_hashes(data_sets)
-    test_captions = _test_captions(data_sets) if drop_captions else set()
+    captions_of = {data.name: _test_captions(data) for data in data_sets}
     hashes = iter(image_set.hashes)
     records = []
     left_out = {}
     for data in data_sets:
         held_out_names = _held_out_names(data)
+        others = [captions for name, captions in captions_of.items() if name != data.name]
+        test_captions = set().union(*others)
         out = {"by_name": [], "by_content": [], "no_caption_left": [], "captions": 0}
         for record in data.records("train"):
             content_hash = next(hashes)
@@ -63,11 +68,10 @@ def _held_out_names(data):
     }
 
 
-def _test_captions(data_sets):
-    """The normal forms of all captions in test splits."""
+def _test_captions(data):
+    """The normal forms of all captions in the data set's test splits."""
     return {
         normal_form(caption)
-        for data in data_sets
         for split in data.held_out
         if split != data.validation
         for record in data.records(split)
@@ -110,6 +114,6 @@ def _report(name, out):
     if by_name or by_content or no_caption_left or captions:
         print(
             f"{name}: left out of training, being held out: {by_name} images by name, "
-            f"{by_content} by content, {captions} captions; {no_caption_left} images have no "
-            "caption left"
+            f"{by_content} by content, {captions} captions of other data sets' test splits; "
+            f"{no_caption_left} images have no caption left"
         )

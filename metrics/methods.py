@@ -6,7 +6,7 @@ A result is a dict as evaluate.py makes it.
 import json
 import re
 
-GONE = ("plot", "tensorboard")  # options of older runs that are no more, and never changed a result
+from options import converted
 
 
 def seeds_of(results):
@@ -43,8 +43,8 @@ def _grouped(results, keys):
 
 def _recipe(result, free):
     """A result's options and sizes as a string, its start aside."""
-    options = result["training_options"]
-    ignored = {*free, *GONE, "seed", "clip"}
+    options = converted(result["training_options"])
+    ignored = {*free, "seed", "clip"}
     if options.get("train") != "lora":
         ignored.add("lora")
     relevant = {}

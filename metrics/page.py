@@ -105,10 +105,9 @@ def _about(result):
     """What was measured, in words."""
     trained = " ".join(result["training_options"]["dataset"] or ["nothing here, a plain CLIP"])
     graph = result["training_options"]["graph"]
-    control = result["data_options"]["graph_control"]
     return (
         f"{result['checkpoint']}, trained on {trained}, epoch {result['epoch']}, "
-        f"graph {graph} ({control}). Split: {result['origin']}. "
+        f"graph {graph}. Split: {result['origin']}. "
         "The boxes are the images' own detections."
     )
 

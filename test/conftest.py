@@ -29,6 +29,21 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory):
+    """Caches of all tests lie in a folder that goes with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGCROSS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cache_folder(tmp_path, monkeypatch):
+    """A folder for the caches of one test, which is not there yet."""
+    monkeypatch.setenv("FGCROSS_CACHE", str(tmp_path / "user" / "cache"))
+    return tmp_path / "user" / "cache"
+
+
 @pytest.fixture
 def seeded(monkeypatch):
     """The same weights each time, and convolutions in fp32 on CUDA, too, where TF32 is default."""
@@ -76,7 +91,7 @@ def tiny_model(tiny_model_config):
 
     def build(**changes):
         torch.manual_seed(0)
-        options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5), **changes}
+        options = {"graph": "object", "fusion": 0.5, **changes}
         return model.build(tiny_model_config, read_label_map().lines, options).eval()
 
     return build
@@ -197,7 +212,7 @@ RESNET = {"width": 8, "layers": [1, 1, 1, 1], "heads": 4}
 
 
 @pytest.fixture
-def run(mini, tmp_path, tiny_model_config, monkeypatch):
+def run(mini, tmp_path, cache_folder, tiny_model_config, monkeypatch):
     """Trains a tiny model: run("--epochs", "2", vision=...); returns its folder."""
     import train  # here, so that only these tests need all of training
     import training.step as learner
@@ -209,8 +224,7 @@ def run(mini, tmp_path, tiny_model_config, monkeypatch):
         folder = ["--out", str(tmp_path / out)] if out else []
         folder += ["--overwrite"] if overwrite else []
         device = [] if "--device" in arguments else ["--device", "cpu"]
-        cache = ["--cache-dir", str(tmp_path / "cache")]  # not the user's
-        small = ["--augment", *device, *cache, "--batch-size", "8", "--epochs", "1"]
+        small = ["--augment", *device, "--batch-size", "8", "--epochs", "1"]
         train.main([*fixed, *folder, *small, *arguments])
         return tmp_path / out if out else None
 

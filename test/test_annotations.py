@@ -169,28 +169,32 @@ def test_lone_surrogates_are_an_error_with_file_and_place(tmp_path, form):
 
 def test_cleaning_as_by_pir():
     text = " Two-storey  HOUSES, (red/blue)\tare *here*: \"it's #1\"; isn't it?! ~ "
-    assert prepared(text, "pir") == "two storey houses red blue are here its 1 isnt it"
-    assert prepared(" ".join(map(str, range(31))), "pir") == " ".join(map(str, range(30)))
+    assert prepared(text, ["pir"]) == "two storey houses red blue are here its 1 isnt it"
+    assert prepared(" ".join(map(str, range(31))), ["pir"]) == " ".join(map(str, range(30)))
     assert prepared(text) == text.strip()
-    assert prepared(" - ?", "pir") == prepared(" \n") == ""
+    assert prepared(" - ?", ["pir"]) == prepared(" \n") == ""
     assert normal_form(" A Ship ") == normal_form("a ship") != normal_form("a  ship")
 
 
 def test_a_template_is_applied_after_cleaning_and_never_to_nothing(tmp_path):
-    assert prepared(" A-B. ", "pir", "A photo: {}, above.") == "A photo: a b, above."
-    assert prepared("{0} {x} {}", template="see {}") == "see {0} {x} {}"
+    assert prepared(" A-B. ", ["A photo: {}, above.", "pir"]) == "A photo: a b, above."
+    assert prepared("{0} {x} {}", ["see {}"]) == "see {0} {x} {}"
     write_lists(tmp_path, "train", ["a.tif", "b.tif", "c.tif"], ["One.", "...", "A-b"])
-    found = read_annotations(tmp_path, clean="pir", template="see {}")
+    found = read_annotations(tmp_path, caption_form=["pir", "see {}"])
     assert as_dicts(found)["train"] == {"a.tif": ("see one",), "c.tif": ("see a b",)}
     assert found.blank == ["train_caps.txt: line 2"] and found.empty == ["b.tif"]
 
 
 @pytest.mark.parametrize(
-    "template", ["", "a photo", "{} and {}", "{0}", "{{}}", "{} {", "{} }", "{x} {}"]
+    "template", ["", "lower", "a photo", "{} and {}", "{0}", "{{}}", "{} {", "{} }", "{x} {}"]
 )
 def test_a_template_without_exactly_one_place_is_an_error(tmp_path, template):
-    assert "exactly one {}" in error_of(tmp_path, "auto", "none", template)
-    assert "'lower': expected one of none, pir" in error_of(tmp_path, "auto", "lower")
+    assert "exactly one {}" in error_of(tmp_path, "auto", ["pir", template])
+
+
+@pytest.mark.parametrize("form", [["pir", "pir"], ["a {}", "b {}"], ["a {}", "pir", "b {}"]])
+def test_a_caption_form_has_one_part_of_each_kind(tmp_path, form):
+    assert f"--caption-form: {len(form)} given" in error_of(tmp_path, "auto", form)
 
 
 # ------------------------------------------------------------------ annotation errors

@@ -61,11 +61,10 @@ def test_items_are_pixels_and_graphs_in_the_order_of_the_files(five):
 
 
 @pytest.mark.parametrize("rows", [0, 4.5, 5])
-def test_neither_cache_nor_workers_change_a_batch(five, tmp_path, rows):
-    settings = {"cache_gb": rows * 3 * IMAGE_SIZE**2 / 2**30, "cache_dir": tmp_path / "cache"}
+def test_neither_cache_nor_workers_change_a_batch(five, cache_folder, rows):
     expected = list(load(five).batches(2))
-    found = load(five, **settings)
-    assert (tmp_path / "cache").exists() == (rows < 5)
+    found = load(five, ram_gib=rows * 3 * IMAGE_SIZE**2 / 2**30)
+    assert cache_folder.exists() == (rows < 5)
     equal_batches(found.batches(2), expected)
     equal_batches(found.batches(2, workers=2), expected)
 

@@ -35,18 +35,18 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "user" / "cache"
+def folder(cache_folder):
+    return cache_folder
 
 
 @pytest.fixture
 def read(files, folder):
-    """Reads the five images: into RAM where cache_gb allows, else by a pair in the cache folder."""
+    """Reads the five images: into RAM where ram_gib allows, else by a pair in the cache folder."""
 
     def run(
-        cache_gb=0, image_size=IMAGE_SIZE, label_map=LABEL_MAP, paths=files[0], detections=files[1]
+        ram_gib=0, image_size=IMAGE_SIZE, label_map=LABEL_MAP, paths=files[0], detections=files[1]
     ):
-        return cache.read_images(paths, detections, image_size, label_map, cache_gb, folder)
+        return cache.read_images(paths, detections, image_size, label_map, ram_gib)
 
     return run
 
@@ -67,11 +67,11 @@ def refuse(*arguments):
 # ------------------------------------------------------------------ the same with and without
 
 
-@pytest.mark.parametrize("cache_gb", [0, 4])
+@pytest.mark.parametrize("ram_gib", [0, 4])
 @pytest.mark.parametrize("threads", [1, 8])
-def test_all_is_as_in_the_files(read, files, monkeypatch, cache_gb, threads):
+def test_all_is_as_in_the_files(read, files, monkeypatch, ram_gib, threads):
     monkeypatch.setattr(os, "cpu_count", lambda: threads)  # five images wait if there is one
-    decoded = read(cache_gb)
+    decoded = read(ram_gib)
     for i, path in enumerate(files[0]):
         image = Image.open(path)
         expected = np.asarray(preprocess.resize_and_crop(IMAGE_SIZE)(image)).transpose(2, 0, 1)
@@ -200,13 +200,13 @@ def test_a_damaged_pair_is_rebuilt_with_one_line(read, folder, capsys, suffix, c
 # ------------------------------------------------------------------ what cannot be read or written
 
 
-@pytest.mark.parametrize("cache_gb", [0, 4])
-def test_unreadable_images_are_listed_and_nothing_is_kept(read, files, folder, cache_gb):
-    read(cache_gb)
+@pytest.mark.parametrize("ram_gib", [0, 4])
+def test_unreadable_images_are_listed_and_nothing_is_kept(read, files, folder, ram_gib):
+    read(ram_gib)
     before = {path: path.read_bytes() for path in folder.glob("*")}
     files[0][1].write_bytes(b"no image")
     files[0][3].unlink()
-    decoded = read(cache_gb)
+    decoded = read(ram_gib)
     assert [Path(problem.split(":")[0]).name for problem in decoded.problems] == ["1.png", "3.png"]
     for found in (decoded.sizes, decoded.hashes):
         assert [value is None for value in found] == [False, True, False, True, False]
@@ -224,7 +224,7 @@ def test_a_full_disk_is_an_error_with_the_remedy_and_leaves_nothing(read, folder
             read()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert str(folder) in str(failure.value) and "--cache-dir" in str(failure.value)
+    assert str(folder) in str(failure.value) and "FGCROSS_CACHE" in str(failure.value)
     assert os.listdir(folder) == []
     same(read(), read(4))
 
@@ -332,10 +332,11 @@ def test_a_set_in_use_stays_but_its_pickle_is_the_name_of_a_file_not_to_be_rebui
 def test_the_default_folder_is_below_the_users_cache(files, monkeypatch, tmp_path):
     monkeypatch.setattr(cache.sys, "platform", "linux")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("FGCROSS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache.default_cache_dir() == tmp_path / ".cache" / "fg-cross"
+    assert cache.cache_dir() == tmp_path / ".cache" / "fg-cross"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    decoded = cache.read_images(*files, IMAGE_SIZE, LABEL_MAP, cache_gb=0)
+    decoded = cache.read_images(*files, IMAGE_SIZE, LABEL_MAP, ram_gib=0)
     assert decoded.pixels.path.parent == tmp_path / "xdg" / "fg-cross"
 
 
@@ -345,7 +346,7 @@ def peak():
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
-def test_memory_stays_bounded_while_a_cache_is_built(folder, tmp_path):
+def test_memory_stays_bounded_while_a_cache_is_built(cache_folder, tmp_path):
     count = 99
     image_size = 512
     path = write_image(tmp_path / "a.png", (8, 8))
@@ -354,5 +355,5 @@ def test_memory_stays_bounded_while_a_cache_is_built(folder, tmp_path):
         before = peak()
     except OSError:
         pytest.skip("this system does not say how much memory a process has had")
-    cache.read_images([path] * count, [None] * count, image_size, LABEL_MAP, 0, folder)
+    cache.read_images([path] * count, [None] * count, image_size, LABEL_MAP, ram_gib=0)
     assert peak() - before < count * 3 * image_size**2 / 3

@@ -43,7 +43,7 @@ def samples(checkpoint):
 # ------------------------------------------------------------------ encoding
 
 
-@pytest.mark.parametrize("fusion", ["sum", "gate"])
+@pytest.mark.parametrize("fusion", [0.5, "gate"])
 def test_batch_size_changes_no_image(tiny_model, samples, device, fusion):
     network = tiny_model(fusion=fusion).to(device).train()
     whole = encode_images(network, samples, device)

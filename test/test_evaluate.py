@@ -62,15 +62,6 @@ def test_given_options_replace_a_checkpoints(saved, given, data_root, det_json, 
     assert (found["max_objects"], merged(given, saved)["max_objects"]) == (9, 20)
 
 
-def test_workers_and_cache_are_not_the_training_machines():
-    trained = {**SAVED, "workers": 8, "cache_gb": 200, "cache_dir": "/fast"}
-    machine = ("workers", "cache_gb", "cache_dir")
-    found = merged({"dataset": None, "workers": None}, trained)
-    assert [found[name] for name in machine] == [0, 4, None]
-    found = merged({"workers": 2, "cache_gb": 0, "cache_dir": "/tmp"}, trained)
-    assert [found[name] for name in machine] == [2, 0, "/tmp"]
-
-
 # ------------------------------------------------------------------ one checkpoint
 
 
@@ -99,7 +90,7 @@ def run(checkpoints, *arguments):
 def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, device, capsys):
     out = tmp_path / "new" / "result.json"
     arguments = ["--checkpoint", str(checkpoint), "--json", str(out), "--device", device.type]
-    arguments += ["--graph-control", "no-edges", "--batch-size", "5"]
+    arguments += ["--caption-form", "pir", "--batch-size", "5"]
     [result] = evaluate.main(arguments)
     printed = capsys.readouterr().out
     assert f"mR {result['mR']:.1f}, 95 % interval" in printed
@@ -109,7 +100,7 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
     [written] = content["results"]
     assert written == json.loads(json.dumps(result))
     trained = parse(["--dataset", "mini", "--data-root", str(mini)])[0]
-    assert (trained["batch_size"], trained["graph_control"]) == (128, "own")
+    assert (trained["batch_size"], trained["caption_form"]) == (128, None)
     of_data = {name: trained[name] for name in DATA}
     expected = {
         "dataset": "mini",
@@ -118,7 +109,7 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "epoch": 7,
         "caption_equivalence": False,
-        "data_options": {**of_data, "annotations": ["auto"], "graph_control": "no-edges"},
+        "data_options": {**of_data, "annotations": ["auto"], "caption_form": ["pir"]},
         "training_options": json.loads(json.dumps(trained)),
         "left_out": {"mini": {"by_name": ["a"], "captions": 2}},
         "images": 12,
@@ -137,6 +128,20 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
     for direction in DIRECTIONS:
         own = {recall: written[direction][recall] for recall in ("R@1", "R@5", "R@10")}
         assert of_images[direction] == pytest.approx(own, abs=0.01)
+
+
+def test_workers_are_not_those_of_training(save_tiny, mini, monkeypatch):
+    trained = save_tiny("tiny.pth", "--dataset", "mini", "--data-root", str(mini), "--workers", "8")
+    workers, encode = [], evaluate.encode_images
+
+    def remember(*arguments):
+        workers.append(arguments[-1])
+        return encode(*arguments)
+
+    monkeypatch.setattr(evaluate, "encode_images", remember)
+    run(trained)
+    run(trained, "--workers", "1")
+    assert workers == [0, 1]
 
 
 def test_another_split_another_data_set_and_equal_captions(checkpoint, other):
@@ -210,9 +215,9 @@ def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini,
     places = ["--dataset", "mini", "--data-root", str(mini)]
     differences = [
         [],
-        ["--clean", "pir", "--graph-control", "no-edges"],
-        ["--graph-control", "exchanged"],
-        ["--graph-control", "exchanged", "--seed", "1"],
+        ["--caption-form", "pir", "--graph", "no-edges"],
+        ["--graph", "exchanged"],
+        ["--graph", "exchanged", "--seed", "1"],
         ["--max-objects", "2"],
         ["--labels", str(labels)],
     ]
@@ -221,7 +226,7 @@ def test_each_checkpoint_keeps_its_own_data_options(save_tiny, plain_clip, mini,
     together = run(files, *places)
     assert measured(together) == measured([run(file, *places)[0] for file in files])
     assert len({str(result["image_to_text"]) for result in together}) == len(files)
-    assert together[1]["data_options"]["clean"] == "pir"
+    assert together[1]["data_options"]["caption_form"] == ["pir"]
 
 
 def test_two_result_files_are_compared(tmp_path, capsys):

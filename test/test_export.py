@@ -47,7 +47,7 @@ def checkpoint(tmp_path, models):
 
     def write(name="vit", activation="quickgelu", lora=False, sizes=None):
         model_config = {"name": name, **(sizes or OURS[name]), "activation": activation}
-        options = {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
+        options = {"graph": "object", "fusion": 0.5}
         labels = read_label_map().lines
         network = randomise(model.build(model_config, labels, options))
         if lora:

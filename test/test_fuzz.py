@@ -186,7 +186,7 @@ def checkpoint_files(folder):
             options["lora"] = (2, 4.0, 0.0)
         files.append(folder / f"{name}.pth")
         save_checkpoint(files[-1], network, config, LABELS, options, epoch=1, left_out={})
-    published = {"graph": "published", "fusion": "sum", "image_encoder_ratio": (0.5, 0.5)}
+    published = {"graph": "published", "fusion": 0.5}
     files.append(folder / "published.pth")
     torch.save(model.build(VIT, LABELS, published).state_dict(), files[-1])
 
@@ -220,14 +220,13 @@ def go_on(path):
     learner.schedule.step()
 
 
-def cache_reader(folder):
+def cache_reader(folder, cache):
     """(files, read): a pair of files in the cache, and what reads it and compares the result."""
     image = write_image(folder / "a.png")
     detections = write_detections(folder / "det_json" / "a.json", [box(3, 4)])
-    cache = folder / "cache"
 
     def read(_):
-        found = read_images([image], [detections], 8, LabelMap(LABELS), 0, cache)
+        found = read_images([image], [detections], 8, LabelMap(LABELS), ram_gib=0)
         # No digest is taken of the pixels, which are many: they may differ.
         return found.pixels[0].shape, found.hashes, found.boxes[0][1].tolist()
 
@@ -240,7 +239,7 @@ def cache_reader(folder):
 
 
 @pytest.fixture
-def readers(tmp_path, monkeypatch):
+def readers(tmp_path, cache_folder, monkeypatch):
     """{name: Reader} of every kind of file."""
     torch.manual_seed(0)
     configs = tmp_path / "models"
@@ -266,7 +265,7 @@ def readers(tmp_path, monkeypatch):
     captions = [caption for own in CAPTIONS.values() for caption in own]
     (tmp_path / "txt" / "train_filename.txt").write_text("\n".join(CAPTIONS), encoding="utf-8")
     (tmp_path / "txt" / "train_caps.txt").write_text("\n".join(captions), encoding="utf-8")
-    cache_files, read_cache = cache_reader(tmp_path / "images")
+    cache_files, read_cache = cache_reader(tmp_path / "images", cache_folder)
 
     def detections_of(path):
         detection_arrays(load_detections(path), LabelMap(LABELS))

@@ -302,7 +302,7 @@ def test_wrong_queries_are_errors_that_name_them(tmp_path):
 
 
 def test_queries_are_prepared_as_the_captions_were(save_tiny, show, tmp_path):
-    trained = save_tiny("clean.pth", "--clean", "pir", "--template", "an aerial view: {}")
+    trained = save_tiny("clean.pth", "--caption-form", "pir", "an aerial view: {}")
     dump = tmp_path / "out.json"
     queries = ["Two Ships, anchored!", "a semi-circular court."]
     found, lines = show("--queries", *queries, "--json", dump, model=trained)

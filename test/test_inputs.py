@@ -24,22 +24,16 @@ from training.inputs import cached, read_data, tower_keys, with_features
 from training.step import start_model
 
 
-@pytest.fixture
-def cache(tmp_path):
-    """Folder of the features, as options: run(*cache)."""
-    return ["--cache-dir", str(tmp_path / "cache")]
-
-
-def files(cache):
-    return sorted(os.listdir(cache[1]))
+def files(cache_folder):
+    return sorted(os.listdir(cache_folder))
 
 
 @pytest.fixture
-def read(mini, tiny_model_config, cache):
+def read(mini, tiny_model_config, cache_folder):
     """Reads data for training: read("--train", "graph"); (TrainingData, options)."""
 
     def do(*arguments, root=mini):
-        given = ["--dataset", "mini", "--data-root", str(root), *cache, "--batch-size", "8"]
+        given = ["--dataset", "mini", "--data-root", str(root), "--batch-size", "8"]
         options = parse([*given, *arguments])[0]
         return read_data(options, tiny_model_config, read_label_map()), options
 
@@ -105,9 +99,9 @@ def test_features_are_those_of_the_towers(data):
             assert (own == batch["text_features"][row]).all(dim=1).any()
 
 
-def test_features_are_computed_once_and_read_after(data, cache, monkeypatch):
+def test_features_are_computed_once_and_read_after(data, cache_folder, monkeypatch):
     first = with_features(*data)
-    assert len(files(cache)) == 4  # images and texts of train and val
+    assert len(files(cache_folder)) == 4  # images and texts of train and val
 
     def never(*_, **__):
         raise AssertionError("encoded again")
@@ -137,9 +131,9 @@ def test_keys_tell_the_towers_apart(tiny_model, tiny_model_config):
 
 
 @pytest.mark.parametrize("change", ["captions", "pixels", "size"])
-def test_other_captions_pixels_or_sizes_are_other_files(data, cache, change):
+def test_other_captions_pixels_or_sizes_are_other_files(data, cache_folder, change):
     with_features(*data)
-    before, read = files(cache), data[0]
+    before, read = files(cache_folder), data[0]
     if change == "captions":
         read.train_set.captions[0] += " indeed"
     elif change == "pixels":
@@ -147,7 +141,7 @@ def test_other_captions_pixels_or_sizes_are_other_files(data, cache, change):
     else:
         read.train_set.image_set.image_size += 1
     with_features(*data)
-    assert len(set(files(cache)) - set(before)) == 1
+    assert len(set(files(cache_folder)) - set(before)) == 1
 
 
 def test_a_broken_file_is_made_anew_and_said(tmp_path, capsys):
@@ -161,13 +155,13 @@ def test_a_broken_file_is_made_anew_and_said(tmp_path, capsys):
         assert re.fullmatch(said, capsys.readouterr().out)
         assert torch.equal(cached(path, None), features) and os.listdir(tmp_path) == [path.name]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="not written .*--cache-dir"):
+    with pytest.raises(ValueError, match="not written .*FGCROSS_CACHE"):
         cached(tmp_path / "file" / "some.safetensors", lambda: torch.zeros(1))
 
 
 @pytest.mark.parametrize("vision", [None, RESNET], ids=["vit", "resnet"])
-def test_features_train_and_validate_as_frozen_towers(run, cache, started, monkeypatch, vision):
-    given = "--train", "graph", "--epochs", "3", "--drop-graphs", "0", *cache
+def test_features_train_and_validate_as_frozen_towers(run, started, monkeypatch, vision):
+    given = "--train", "graph", "--epochs", "3", "--drop-graphs", "0"
     folder = run(*given, vision=vision, out="features")
     found = weights_of(folder)
     checkpoint = ["--checkpoint", str(folder / "last.pth"), "--split", "val", "--device", "cpu"]
@@ -224,10 +218,10 @@ def test_adapters_and_new_layers_train_alone_and_are_merged(run, started, pretra
 
 @pytest.mark.parametrize("given", [LORA, ("--train", "graph")], ids=str)
 def test_a_stopped_run_goes_on_exactly_with_the_threads_it_had(
-    run, cache, pretrained, tmp_path, monkeypatch, given
+    run, cache_folder, pretrained, tmp_path, monkeypatch, given
 ):
     start = "--clip", str(pretrained[0]), *ACTIVATION
-    arguments = *given, *start, *cache, "--epochs", "3", "--graph", "object"
+    arguments = *given, *start, "--epochs", "3", "--graph", "object"
     straight = torch.load(run(*arguments, out="straight") / "last.pth", weights_only=True)
     validate = train.validate
 
@@ -238,7 +232,7 @@ def test_a_stopped_run_goes_on_exactly_with_the_threads_it_had(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train, "validate", stop)
         run(*arguments, out="stopped")
-    shutil.rmtree(cache[1], ignore_errors=True)
+    shutil.rmtree(cache_folder, ignore_errors=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads % 2 + 1)
     train.main(["--resume", "--out", str(tmp_path / "stopped")])

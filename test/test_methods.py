@@ -18,9 +18,15 @@ def own(seed, **more):
     return result(seed, clip=f"runs/first-{seed}/plain.pt", **more)
 
 
+TODAY = {"graph": "exchanged", "fusion": 0.5, "caption_form": ["pir", "see {}"], "epochs": 9}
+OLDER = {"graph": "object", "graph_control": "exchanged", "clean": "pir", "template": "see {}"}
+OLDER |= {"fusion": "sum", "image_encoder_ratio": [0.5, 0.5], "epochs": 9, "patience": 9}
+OLDER |= {"margin": 0.2, "drop_test_captions": False, "save_every": 7, "cache_gb": 4}
+
 SAME = {
     "what changes nothing": [result(0, out="a"), result(1, out="b")],
     "what did nothing": [result(0, train="all"), result(1, train="all", size=None, lora=[8, 16])],
+    "what has another name or one value now": [result(0, **TODAY), result(1, **OLDER)],
     "what is no more": [result(0, tensorboard=False, plot=True), result(1)],
     "a start by its digest": [result(0, "a", clip="x.pt"), result(1, "a", clip="copy-1/y.pt")],
     "a start named like a seed": [result(seed, "a", clip="first-0/plain.pt") for seed in (0, 1, 2)],
@@ -37,6 +43,8 @@ SAME = {
 VIT_16, VIT_32 = {"patch": 16}, {"patch": 32}
 OTHER = {
     "graph": [result(0, graph="object"), result(1, graph="none")],
+    "margin": [result(0, margin=0.3), result(1, margin=0.2)],
+    "patience": [result(0, epochs=9, patience=8), result(1, epochs=9)],
     "size": [result(0), result(1, image_size=128)],
     "sizes of the model": [result(0, definition=VIT_16), result(1, definition=VIT_32)],
     "LoRA": [result(0, train="lora", lora=[8, 16]), result(1, train="lora", lora=[4, 16])],

@@ -23,7 +23,7 @@ from V_Graph import MAX_OBJECTS, arrays_from_boxes
 LABELS = read_label_map()
 COUNTS = (5, 0, 20, 1, 3)  # objects of the images in a batch; one has none
 WITHOUT = 1
-FUSIONS = ("sum", "gate")
+FUSIONS = (0.75, "gate")
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -112,7 +112,7 @@ def plain_graph_features(network, nodes, adjacency):
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_embeddings_equal_a_plain_computation_of_each_image(random_model, device, fusion):
-    network = random_model(fusion=fusion, image_encoder_ratio=(0.2, 0.6)).to(device)
+    network = random_model(fusion=fusion).to(device)
     image = pixels(len(COUNTS), device)
     nodes, adjacency, mask = graphs(COUNTS, device, shuffled=True)
     both = mask[:, :, None] & mask[:, None, :]  # (B, N, N)
@@ -128,11 +128,10 @@ def test_embeddings_equal_a_plain_computation_of_each_image(random_model, device
         vector = plain_graph_features(network, nodes[i, own], adjacency[i][own][:, own])
         assert largest(graph_features[i], vector) <= 10 * TOLERANCE[device.type]
         b = F.normalize(vector, dim=0)
-        weights = 0.2, 0.6
+        share = fusion
         if fusion == "gate":
             share = torch.sigmoid(network.gate(torch.cat([a, b])))
-            weights = 1 - share, share
-        expected = F.normalize(weights[0] * a + weights[1] * b, dim=0)
+        expected = F.normalize((1 - share) * a + share * b, dim=0)
         assert largest(fused[i], expected) <= TOLERANCE[device.type]
         assert largest(fused[i], a) > 1e-3
 
@@ -235,7 +234,7 @@ def test_a_batch_without_any_object_leaves_the_graph_branch_alone(tiny_model, fu
 
 
 def options(**changes):
-    return {"graph": "object", "fusion": "sum", "image_encoder_ratio": (0.4, 0.6), **changes}
+    return {"graph": "object", "fusion": 0.6, **changes}
 
 
 @pytest.fixture
@@ -253,8 +252,8 @@ def save(tiny_model, tiny_model_config, tmp_path):
 
 @pytest.mark.parametrize(
     "chosen",
-    [options(), options(fusion="gate"), options(graph="none")],
-    ids=["sum", "gate", "none"],
+    [options(), options(fusion="gate"), options(graph="none"), options(graph="exchanged")],
+    ids=["sum", "gate", "none", "control"],
 )
 def test_a_checkpoint_alone_rebuilds_an_equal_model(
     tiny_model, tiny_model_config, save, device, chosen
@@ -270,7 +269,7 @@ def test_a_checkpoint_alone_rebuilds_an_equal_model(
     allowed = 0 if device.type == "cpu" else 1e-6
     assert largest(embed(network, image, graph), embed(again, image, graph)) <= allowed
     assert not changed(network.state_dict(), again.state_dict()) and not again.training
-    assert (again.graph, again.fusion) == (chosen["graph"], chosen["fusion"])
+    assert (again.graph, again.fusion) == (network.graph, chosen["fusion"])
     assert (checkpoint["epoch"], checkpoint["best_score"]) == (3, 12.5)
     assert checkpoint["options"] == chosen and checkpoint["labels"] == LABELS.lines
     assert checkpoint["definition"] == tiny_model_config
@@ -348,8 +347,9 @@ def test_other_versions_and_weights_that_do_not_fit_are_refused_with_the_path(sa
         ("definition", {"text": {"vocab_size": 10**9}}, ".*vocab_size"),
         ("definition", {"text": {"heads": 3}}, ".*3 heads"),
         ("definition", {"activation": "relu"}, ".*activation"),
-        ("options", {"fusion": "product"}, ".*fusion': expected one of sum, gate"),
-        ("options", {"image_encoder_ratio": (0.5, math.nan)}, ".*image_encoder_ratio"),
+        ("options", {"fusion": "product"}, ".*fusion': expected gate or a number"),
+        ("options", {"fusion": math.nan}, ".*fusion': expected gate or a number"),
+        ("options", {"graph": "published", "fusion": "gate"}, ".*fusion': expected a number"),
         ("options", {"max_objects": "20"}, ".*max_objects"),
         ("options", {"train": "lora"}, ".*lora"),
     ],

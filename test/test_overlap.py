@@ -46,7 +46,7 @@ def joint(pair, **changes):
     options = {**default_options("train"), "dataset": ["one", "two"], **changes}
     data_sets = read_data_sets({**options, "data_root": [str(root) for root in pair]})
     image_set = joint_image_set(data_sets, "train", IMAGE_SIZE, read_label_map())
-    records, left_out = without_held_out(data_sets, image_set, options["drop_test_captions"])
+    records, left_out = without_held_out(data_sets, image_set)
     return data_sets, image_set, records, left_out
 
 
@@ -125,26 +125,30 @@ def test_held_out_images_of_any_data_set_are_left_out_of_training(pair, capsys, 
     lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     counts = [line.split("held out: ")[1] for line in lines]
     assert counts == [
-        f"{by_name} images by name, 1 by content, 0 captions; 0 images have no caption left"
+        f"{by_name} images by name, 1 by content, 0 captions of other data sets' test splits; "
+        "0 images have no caption left"
         for by_name in (1, 0)
     ]
 
 
-def test_test_captions_are_dropped_on_demand(pair, capsys):
-    assert joint(pair)[3]["one"] == NOTHING
-    _, image_set, records, left_out = joint(pair, drop_test_captions=True)
+def test_test_captions_of_another_data_set_are_dropped(pair, capsys):
+    one, two = pair
+    write_karpathy(one, {**ONE, "test": {"t": ("eight", "strasse", "a lake"), "u": ("A POND",)}})
+    write_karpathy(two, {**TWO, "test": {"v": ("A LAKE ", " a Pond"), "w": ("nine", "two")}})
+    _, image_set, records, left_out = joint(pair)
     assert left_out == {
-        "one": {**NOTHING, "no_caption_left": ["c"], "captions": 2},
+        "one": {**NOTHING, "no_caption_left": ["c"], "captions": 3},
         "two": {**NOTHING, "no_caption_left": ["f"], "captions": 2},
     }
-    kept = [("a ship", "Two"), ("a road",), (), ("x",), ("a shore",), ("a ship",), (), ("nine",)]
+    # "nine" stands in a test split of its own data set alone.
+    kept = [("a ship",), ("a road",), (), ("x",), ("a shore",), ("a ship",), (), ("nine",)]
     assert [record.captions for record in records] == kept
     assert drawn(image_set, records) == sorted("abdbeg")
-    assert capsys.readouterr().out.count("2 captions; 1 images have no caption left") == 2
+    said = "captions of other data sets' test splits; 1 images have no caption left"
+    assert capsys.readouterr().out.count(said) == 2
     # Captions of images that are left out are not counted.
-    replace_image(pair[1], "f", pair[0] / "imgs" / "t.png")
-    left_out = joint(pair, drop_test_captions=True)[3]
-    assert left_out["two"] == {**NOTHING, "by_content": ["f"], "captions": 1}
+    replace_image(two, "f", one / "imgs" / "t.png")
+    assert joint(pair)[3]["two"] == {**NOTHING, "by_content": ["f"], "captions": 1}
 
 
 def test_unreadable_test_images_are_counted_and_the_others_compared(pair, capsys):
@@ -166,7 +170,7 @@ def test_beside_a_dev_split_val_is_held_out_too(pair):
     for name, reasons in naive(data_sets, ("test", "val", "dev")).items():
         assert reasons.items() <= left_out[name].items()
     for dev_images in (0, 1):
-        left_out = joint(pair, dev_images=dev_images, drop_test_captions=True)[3]
+        left_out = joint(pair, dev_images=dev_images)[3]
         # "a shore" is in the first one's val
         assert ("b" in left_out["two"]["no_caption_left"]) == bool(dev_images)
 
@@ -177,4 +181,4 @@ def test_images_of_a_drawn_dev_split_are_held_out_of_the_other_data_set(pair):
     name = one.records("train")[0].name
     replace_image(pair[0], name, pair[1] / "imgs" / f"{dev.name}.png")
     left_out = joint(pair, dev_images=1)[3]
-    assert left_out == {"one": {**NOTHING, "by_content": [name]}, "two": NOTHING}
+    assert [left_out[data]["by_content"] for data in ("one", "two")] == [[name], []]

@@ -78,7 +78,7 @@ def test_the_page_shows_queries_with_their_items_and_needs_no_other_file():
     assert parsed.all("title")[0][2] == "<i> test"
     assert "mR 50.0, 95 % interval 48.0 to 53.0" in parsed.all("pre")[0][2]
     about, *captions = [e[2] for e in parsed.all("p")]
-    assert "models/best_model.pth, trained on mini, epoch 3, graph object (own)" in about
+    assert "models/best_model.pth, trained on mini, epoch 3, graph object." in about
     assert captions == [EVIL, f"best own caption: {EVIL}"]
     heads = ["text to image: the 1 worst", "text to image: the 0 best", "image to text: the 1 best"]
     assert [e[2] for e in parsed.all("h2")] == heads

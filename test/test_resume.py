@@ -44,7 +44,7 @@ TIMES = {"data_seconds", "compute_seconds", "val_seconds"}
 # ------------------------------------------------------------------ runs in processes of their own
 
 
-def child(arguments, output, models, threads, prepare):
+def child(arguments, output, models, threads, save_seconds, prepare):
     """What such a process does: train.main, its output and errors going to files."""
     for number, suffix in ((1, ".txt"), (2, ".err")):
         file = os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -53,6 +53,7 @@ def child(arguments, output, models, threads, prepare):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(threads)
     model_configs.MODELS = models
+    resume.SAVE_SECONDS = save_seconds
     validate = train.validate
 
     def scored(network, data, options):
@@ -90,13 +91,16 @@ def new_run(root):
 
 @pytest.fixture(scope="module")
 def training(server, mini, tmp_path_factory):
-    """Starts training into a folder, or goes on there: training(folder, "--workers", "2")."""
+    """Starts training into a folder, or goes on there: training(folder, "--workers", "2").
+
+    save_seconds: 0 saves after each step.
+    """
     processes, (context, models) = [], server
 
-    def start(folder, *arguments, threads=1, prepare=nothing):
+    def start(folder, *arguments, threads=1, save_seconds=300, prepare=nothing):
         begun = (folder / "last.pth").exists()
         given = ["--out", str(folder), *(["--resume"] if begun else new_run(mini)), *arguments]
-        how = given, folder, models, threads, prepare
+        how = given, folder, models, threads, save_seconds, prepare
         process = context.Process(target=child, args=how)
         process.start()
         processes.append(process)
@@ -209,7 +213,7 @@ def test_kills_at_random_moments_change_nothing(training, straight, tmp_path, ki
     """Every step is saved, so that many a kill hits a save."""
     rng, folder, hits = random.Random(0), tmp_path / "out", 0
     while hits < kills:
-        process, moment = training(folder, "--save-every", "1"), rng.uniform(0, straight[1])
+        process, moment = training(folder, save_seconds=0), rng.uniform(0, straight[1])
         time.sleep(moment)
         process.kill()
         if end(process) == 0:  # it was faster
@@ -280,7 +284,8 @@ MOMENTS = {
 )
 def test_kills_in_a_save_change_nothing(training, goes_on, tmp_path, moment):
     folder = tmp_path / "out"
-    assert end(training(folder, "--save-every", "1", prepare=MOMENTS[moment])) == -signal.SIGKILL
+    killed = training(folder, save_seconds=0, prepare=MOMENTS[moment])
+    assert end(killed) == -signal.SIGKILL
     if (folder / "last.pth").exists():
         resume.read_state(folder / "last.pth")
         goes_on(folder)
@@ -391,16 +396,16 @@ def files_end_at(size):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "every"),
+    ("name", "size", "save_seconds"),
     [  # of five million bytes, and of two
-        ("last.pth", 3_000_000, "1"),
-        pytest.param("best_model.pth", 1_000_000, "0", marks=SLOW),
+        ("last.pth", 3_000_000, 0),
+        pytest.param("best_model.pth", 1_000_000, 300, marks=SLOW),
     ],
 )
-def test_a_full_disk_leaves_the_last_good_files(training, goes_on, again, name, size, every):
+def test_a_full_disk_leaves_the_last_good_files(training, goes_on, again, name, size, save_seconds):
     before = contents(again)
     full = partial(files_end_at, size)
-    assert end(training(again, "--save-every", every, prepare=full)) == 1
+    assert end(training(again, save_seconds=save_seconds, prepare=full)) == 1
     line = printed(again, ".err").splitlines()[-1]
     what = re.escape(f"OSError: {again / name}: not written (")
     assert re.match(rf"{what}.+\); what stood there is whole, is the disk full\?$", line)
@@ -424,7 +429,7 @@ def resumed(folder, *arguments):
 def test_only_options_that_alter_nothing_may_be_others():
     saved = for_training(default_options("train"), given={})
     closed = [name for name in saved if name not in FREE]
-    assert len(closed) > 25
+    assert len(closed) > 20
     with pytest.raises(ValueError) as failure:
         for_resuming(saved, dict.fromkeys(saved, "other"))
     head, *found = str(failure.value).splitlines()
@@ -433,7 +438,7 @@ def test_only_options_that_alter_nothing_may_be_others():
     assert [line.split(":")[0].strip() for line in found] == flags
     assert "  --epochs: 20 in the run, other now" in found
     # The same ones may be given again; what is gone is left out, what is new has its default.
-    older = {name: value for name, value in saved.items() if name != "graph_control"}
+    older = {name: value for name, value in saved.items() if name != "max_objects"}
     assert for_resuming({**older, "gone": 1}, {**saved, "lora": list(saved["lora"])}) == saved
     free = {name: "other" for name in FREE}
     assert for_resuming({**saved, "overwrite": True}, free) == {**saved, **free}

@@ -12,6 +12,7 @@ import clip
 import clip_gcn_image_feature_integration
 import evaluate
 import infer
+import loss
 import options
 import train
 import V_Graph
@@ -162,9 +163,24 @@ def test_what_options_name_is_what_modules_know():
     assert options.PRECISIONS == tuple(step.PRECISIONS)
     assert options.TRAINED == tuple(step.TRAINED)
     assert options.ACTIVATIONS == tuple(towers.ACTIVATIONS)
+    assert options.FIXED["margin"] == loss.MARGIN
 
 
 def test_scripts_have_few_options():
-    most = {"train": 41, "evaluate": 22}
+    most = {"train": 32, "evaluate": 18}
     for script, number in most.items():
         assert len(options.default_options(script)) <= number
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "infer", "V_Graph"])
+def test_help_shows_defaults(script):
+    for row in options.OPTIONS:
+        default = row.settings.get("default")
+        if script not in row.scripts or default is None:
+            continue
+        text = options.make_parser(script, "").format_help()
+        own = " ".join(text.split(f"\n  {row.flag} ")[1].split("\n  --")[0].split())
+        of_checkpoint = script == "evaluate" and row.group == "data"
+        assert of_checkpoint or "default" in own, own
+    assert ("(default: the checkpoint's):" in text) == (script == "evaluate")
+    assert text.startswith("usage: ") and text.split("\n")[0].endswith("[options]")

@@ -31,7 +31,6 @@ def result(value=50.0, seed=0, dataset="mini", **options):
         "epoch": 3,
         "origin": "text lists in mini",
         "caption_equivalence": False,
-        "data_options": {"graph_control": "own"},
         "training_options": {"seed": seed, "dataset": [dataset], "graph": "object", **options},
         "images": 4,
         "captions": 4,

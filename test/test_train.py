@@ -147,12 +147,12 @@ def test_checkpoints_and_log_are_written(run, mini, capsys):
     assert len(saved["labels"]) == len(read_label_map().lines)
 
 
-def test_the_best_on_validation_is_kept_until_patience_is_lost(run, monkeypatch, capsys):
-    scores = iter([10.0, 30.0, 20.0, 30.0, 99.0])
+def test_the_best_on_validation_is_kept_and_all_epochs_are_trained(run, monkeypatch, capsys):
+    scores = iter([10.0, 30.0, 20.0, 30.0])
     sides = {"image_to_text": {}, "text_to_image": {}}
     monkeypatch.setattr(train, "evaluate", lambda *_, **__: {"mR": next(scores), **sides})
-    folder = run("--epochs", "5", "--patience", "2")
-    assert "stopped: no better validation mR for 2 epochs\n" in capsys.readouterr().out
+    folder = run("--epochs", "4")
+    assert "best validation mR 30.0 in epoch 2, " in capsys.readouterr().out
     assert [line["val_mR"] for line in log_of(folder)] == [10.0, 30.0, 20.0, 30.0]
     best = load_checkpoint(folder / "best_model.pth")[1]
     last = load_checkpoint(folder / "last.pth")[1]
@@ -161,21 +161,26 @@ def test_the_best_on_validation_is_kept_until_patience_is_lost(run, monkeypatch,
     assert (last["epoch"], progress["best_epoch"], progress["best_score"]) == (4, 2, 30.0)
     assert changed(best["weights"], last["weights"])
     before = (folder / "last.pth").read_bytes()
-    train.main(["--resume", "--out", str(folder)])  # it stays stopped
-    assert "stopped: no better validation mR for 2 epochs\n" in capsys.readouterr().out
+    train.main(["--resume", "--out", str(folder)])  # it stays finished
     assert (folder / "last.pth").read_bytes() == before and len(log_of(folder)) == 4
 
 
-def test_every_n_steps_and_every_epoch_are_saved(run, monkeypatch):
-    saved, save = [], train.resume.save_state
+def test_every_five_minutes_and_every_epoch_are_saved(run, monkeypatch):
+    saved, save, step, now = [], train.resume.save_state, train.train_step, [0]
+
+    def slow(*arguments):
+        now[0] += 160  # seconds
+        return step(*arguments)
 
     def remember(path, learner, content, progress):
         saved.append((progress["epoch"], progress["step"]))
         save(path, learner, content, progress)
 
     monkeypatch.setattr(train.resume, "save_state", remember)
-    run("--epochs", "2", "--save-every", "2")
-    assert saved == [(1, 2), (2, 0), (2, 1), (2, 3), (3, 0)]  # of three steps an epoch
+    monkeypatch.setattr(train, "train_step", slow)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    run("--epochs", "2")
+    assert saved == [(1, 2), (2, 0), (2, 2), (3, 0)]  # of three steps an epoch
 
 
 def test_a_drawn_validation_split_is_written(run):
@@ -250,11 +255,14 @@ def test_what_is_left_out_is_saved_and_never_drawn(run, mini, other, tmp_path, d
     (root / "images" / names[4]).unlink()
     Image.open(other / "images" / test[2]).save(root / "images" / names[4].replace("png", "bmp"))
     captions = of(root, "train")[0].captions
-    with open(root / "test_caps.txt", "a", encoding="utf-8") as file:
-        file.write("".join(f"{caption.upper()}\n" for caption in captions))
-    with open(root / "test_filename.txt", "a", encoding="utf-8") as file:
-        file.write(f"{names[7]}\n" * len(captions))
-    folder = run(*both(root, other), "--batch-size", "1", "--loss", "hinge", "--drop-test-captions")
+    again = tmp_path / "other"
+    shutil.copytree(other, again)
+    for folder, name in ((root, names[7]), (again, test[0])):
+        with open(folder / "test_caps.txt", "a", encoding="utf-8") as file:
+            file.write("".join(f"{caption.upper()}\n" for caption in captions))
+        with open(folder / "test_filename.txt", "a", encoding="utf-8") as file:
+            file.write(f"{name}\n" * len(captions))
+    folder = run(*both(root, again), "--batch-size", "1", "--loss", "hinge")
     left_out = load_checkpoint(folder / "last.pth")[1]["left_out"]["mini"]
     assert left_out["by_content"] == [names[4]] and left_out["by_name"] == [names[7]]
     assert left_out["no_caption_left"][0] == names[0] and left_out["captions"] >= len(captions)
@@ -264,7 +272,7 @@ def test_what_is_left_out_is_saved_and_never_drawn(run, mini, other, tmp_path, d
 
 
 def test_training_and_evaluation_see_the_same_captions(run, mini, drawn, monkeypatch):
-    how = ("--clean", "pir", "--template", "a satellite photo of {}.")
+    form = ["pir", "a satellite photo of {}."]
     seen, encode = [], evaluate.encode_texts
 
     def remember(network, texts, *others, **named):
@@ -272,12 +280,12 @@ def test_training_and_evaluation_see_the_same_captions(run, mini, drawn, monkeyp
         return encode(network, texts, *others, **named)
 
     monkeypatch.setattr(evaluate, "encode_texts", remember)
-    folder = run(*how, "--epochs", "2")
+    folder = run("--caption-form", *form, "--epochs", "2")
     saved = load_checkpoint(folder / "last.pth")[1]
-    assert (saved["options"]["clean"], saved["options"]["template"]) == (how[1], how[3])
+    assert saved["options"]["caption_form"] == form
     evaluate.main(["--checkpoint", str(folder / "last.pth"), "--split", "train"])
     expected = {
-        split: [prepared(text, how[1], how[3]) for r in of(mini, split) for text in r.captions]
+        split: [prepared(text, form) for r in of(mini, split) for text in r.captions]
         for split in ("train", "val")
     }
     assert all(text.startswith("a satellite photo of ") for text in expected["train"])
@@ -315,7 +323,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_images(run, mini, monkeyp
         ("--clip some.pt --model small", "--clip.*--model"),
         ("--train graph --graph none", "--train graph with --graph none"),
         ("--clip some.pt --train lora --lora 2.5 8 0", "--lora: the rank is 2.5"),
-        ("--graph published --fusion gate", "--fusion does nothing"),
+        ("--graph published --fusion gate", "--fusion gate: the published"),
         ("--image-size 24", "--image-size 24: expected a multiple of 16"),
     ],
 )

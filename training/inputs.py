@@ -1,13 +1,12 @@
 """What a training run reads: data sets, their digest, and the features of frozen towers.
 
 With --train graph no tower learns, so each image and each caption is encoded once, and training
-sees the features. They are kept in --cache-dir, in files named by all that they depend on: the
-tower's weights, the pixels' content and preparation, the captions.
+sees the features. They are kept in `dataset.cache.cache_dir()`, in files named by all that they
+depend on: the tower's weights, the pixels' content and preparation, the captions.
 """
 
 import hashlib
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import ftfy
@@ -20,7 +19,7 @@ from clip_gcn_image_feature_integration import encode_images, encode_texts
 from dataloader import joint_image_set, read_data_sets
 from dataset.augment import stored_size
 from dataset.batches import TrainingSet, require_readable
-from dataset.cache import PREPROCESSING, default_cache_dir
+from dataset.cache import PREPROCESSING, cache_dir
 from dataset.overlap import without_held_out
 from metrics.ranks import KS
 from training import resume
@@ -58,7 +57,7 @@ def read_data(options, model_config, label_map):
     images = joint_image_set(data_sets, "train", larger, label_map)
     val_sets = [data.image_set(data.validation, image_size, label_map) for data in data_sets]
     require_readable(images, *val_sets)
-    records, left_out = without_held_out(data_sets, images, options["drop_test_captions"])
+    records, left_out = without_held_out(data_sets, images)
     if not any(record.captions for record in records):
         raise ValueError("no training image is left: all are in a validation or test split")
     train_set = TrainingSet(
@@ -92,7 +91,7 @@ def with_features(data, model, model_config, device, options):
             f"--resume: this --train graph run was begun with --augment "
             f"{' '.join(options['augment'])}, which an earlier version allowed; start it anew"
         )
-    folder = Path(options["cache_dir"] or default_cache_dir())
+    folder = cache_dir()
     image_tower, text_tower = tower_keys(model, model_config)
     for images in [data.train_set.image_set, *data.val_sets]:
         images.features = image_features(folder, image_tower, model, images, device, options)
@@ -165,5 +164,5 @@ def cached(path, compute):
         with written_whole(path) as temporary:
             temporary.write_bytes(save({"features": features}))
     except OSError as error:
-        raise ValueError(f"{error} --cache-dir names another folder") from None
+        raise ValueError(f"{error} FGCROSS_CACHE may name another folder") from None
     return features

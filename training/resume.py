@@ -17,9 +17,11 @@ import torch
 
 from backbones.checkpoint_content import require
 from backbones.loading import read_weights
-from model import FIELDS, check_content, is_this_version, save_checkpoint
+from model import FIELDS, checked, is_this_version, save_checkpoint
 from training.saved_state import check_fit, check_state, numpy_state, python_state
 from writing import written_whole
+
+SAVE_SECONDS = 300  # of training between two saves of last.pth within an epoch
 
 NEW_EPOCH = {  # progress within an epoch
     "step": 0,  # batches of the epoch that are done
@@ -36,12 +38,6 @@ NEW_RUN = {
 }
 
 # ------------------------------------------------------------------ how far a run has come
-
-
-def goes_on(progress, options):
-    """Whether epochs and patience are left."""
-    idle = progress["epoch"] - 1 - progress["best_epoch"]
-    return progress["epoch"] <= options["epochs"] and idle < options["patience"]
 
 
 def next_epoch(progress):
@@ -134,7 +130,7 @@ def read_state(path):
     if not is_this_version(checkpoint):
         raise ValueError(f"{path}: from another version of this code; take another --out")
     try:
-        check_content(checkpoint)
+        checkpoint = checked(checkpoint)
         require(isinstance(checkpoint.get("data_digest"), str), "data_digest", "a string", None)
         check_state(checkpoint["state"], NEW_RUN)
     except ValueError as error:

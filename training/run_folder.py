@@ -65,7 +65,7 @@ def require_free(out):
     if state.is_file():
         checkpoint = resume.read_state(state)
         progress = checkpoint["state"]["progress"]
-        if resume.goes_on(progress, checkpoint["options"]):
+        if progress["epoch"] <= checkpoint["options"]["epochs"]:
             raise ValueError(
                 f"{state}: a run was stopped here in epoch {progress['epoch']} of "
                 f"{checkpoint['options']['epochs']}; go on with --resume, {remedy}"
