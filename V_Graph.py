@@ -230,7 +230,7 @@ def main(arguments=None):
     from PIL import Image
 
     from dataset import images
-    from metrics.drawing import draw_graph
+    from det_formats.drawing import draw_graph
 
     options = parse_options("V_Graph", __doc__, arguments)
     if options.draw and not images.is_image(options.draw):

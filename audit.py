@@ -22,8 +22,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 import simple_tokenizer
 from dataloader import det_json_folder, sources
 from dataset import images
@@ -33,6 +31,7 @@ from det_formats.det_json import LABELS, load_detections, read_label_map
 from escaping import escaped
 from metrics.ranks import KS
 from options import MAX_OBJECTS, parse_options, run
+from progress import Progress
 
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     "blank_captions",
@@ -98,7 +97,9 @@ def caption_figures(records, train=None):
     """Counts of a split's captions; train: for an evaluation split the records of "train"."""
     encode = simple_tokenizer.tokenizer().encode
     rows_by_image = owners(records)
-    tokens = {text: len(encode(text)) + 2 for text in rows_by_image}  # with start and end
+    tokens = {}
+    for text in Progress(rows_by_image, "count tokens", "captions"):
+        tokens[text] = len(encode(text)) + 2  # with start and end
     sizes = [len(record.captions) for record in records]
     with_duplicates = 0
     with_one_text = 0
@@ -215,15 +216,8 @@ def inspect_all(root, files):
     """{file: what `inspect` says of it}, on all cores; files: relative paths."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(inspect, [root / file for file in files])
-        bar = tqdm(
-            results,
-            desc="images",
-            total=len(files),
-            leave=False,
-            unit="image",
-            disable=len(files) < 100,
-        )
-        return dict(zip(files, bar, strict=True))
+        shown = Progress(results, "look at", "images", total=len(files))
+        return dict(zip(files, shown, strict=True))
 
 
 def shared(some, others):

@@ -14,29 +14,36 @@ if __name__ == "__main__":
     answer_early("clip_gcn", __doc__)  # before torch is imported, which takes seconds
 
 import copy
+import hashlib
+import json
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import parametrize
-from tqdm import tqdm
 
 import clip
 import simple_tokenizer
 from backbones import preprocess
-from dataset.batches import ImageSet, require_readable, trim
+from dataset.batches import Images, ImageSet, require_readable, trim
+from dataset.cache import PREPROCESSING, cache_dir, read_boxes
+from dataset.feature_store import FeatureStore, digest, key_of_image
 from dataset.images import (
     is_image,
     match_detections,
     no_objects,
     require_detection_folder,
 )
+from dataset.stream import ImageStream
 from det_formats.det_json import LabelMap, read_label_map
 from model import build, is_checkpoint, latest_checkpoint, load_checkpoint
 from options import default_options, parse_options, run
+from progress import Progress
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
 
@@ -52,6 +59,9 @@ BATCHES = (
     "warning: the published graph branch gives all images of a batch one vector: features change "
     "with --batch-size and with the order of the images"
 )
+
+
+FEATURES = 1  # raise it whenever towers, graphs or tokenizer give other features than before
 
 
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
@@ -128,6 +138,25 @@ def full_precision():
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
+# ------------------------------------------------------------------ images and texts to features
+
+BRANCHES = ("clip", "graph", "fused")
+
+
+def encode_batch(model, batch, device):
+    """Features of a batch's images: {"clip", "graph", "fused"}, each (B, D) on the CPU, fp32.
+
+    batch: a dict of tensors with image or image_features, nodes, adjacency and mask.
+    """
+    batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+    if "image" in batch:
+        image_features = model.encode_image(preprocess.normalize(batch["image"]))
+    else:
+        image_features = batch["image_features"]
+    parts = model.branches(image_features, batch["nodes"], batch["adjacency"], batch["mask"])
+    return {name: part.cpu() for name, part in zip(BRANCHES, parts, strict=True)}
+
+
 @torch.no_grad()
 def encode_images(model, images, device, batch_size=64, workers=0):
     """Features of an ImageSet in its order: {"clip", "graph", "fused"}, each (I, D) on the CPU.
@@ -136,23 +165,112 @@ def encode_images(model, images, device, batch_size=64, workers=0):
     without graph branch. Always fp32.
     """
     model.eval()
-    parts = {"clip": [], "graph": [], "fused": []}
+    parts = {name: [] for name in BRANCHES}
     on_cuda = torch.device(device).type == "cuda"
     batches = images.batches(batch_size, workers=workers, pin_memory=on_cuda)
     with full_precision(), parametrize.cached():
-        for batch in tqdm(batches, desc="encode", leave=False, disable=len(images) < 1000):
-            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-            if images.features is None:
-                image_features = model.encode_image(preprocess.normalize(batch["image"]))
-            else:
-                image_features = batch["image_features"]
-            clip_part, graph_part, fused_part = model.branches(
-                image_features, batch["nodes"], batch["adjacency"], batch["mask"]
-            )
-            parts["clip"].append(clip_part.cpu())
-            parts["graph"].append(graph_part.cpu())
-            parts["fused"].append(fused_part.cpu())
+        for batch in Progress(batches, "encode images", "batches"):
+            for name, features in encode_batch(model, batch, device).items():
+                parts[name].append(features)
     return {name: torch.cat(features) for name, features in parts.items()}  # (I, D) each
+
+
+class EncodedFiles(NamedTuple):
+    """Image files and what a model makes of them."""
+
+    readable: list  # which of the files, by their numbers, could be read: R of them
+    images: Images  # these R
+    features: torch.Tensor  # their "fused" features (R, D), of unit length, on the CPU
+    problems: list  # what is wrong with the other files
+
+
+@torch.no_grad()
+def encode_files(model, checkpoint, paths, detections, device, batch_size=64):
+    """Fused features of any number of image files, as an EncodedFiles.
+
+    detections: a detection file or None for each. Loader processes decode ahead; a few batches are
+    in memory at a time. Features are kept for the next call, see dataset/feature_store.py. Raises
+    ValueError for a malformed detection file.
+    """
+    settings = image_settings(checkpoint)
+    boxes, _ = read_boxes(detections, settings["label_map"])
+    store = _feature_store(model, checkpoint, device)
+    keys = [key_of_image(path, *own) for path, own in zip(paths, boxes, strict=True)]
+    known = {} if store is None else store.read(keys)
+    found = {i: known[key] for i, key in enumerate(keys) if key in known}
+    new = [i for i in range(len(paths)) if i not in found]
+    stream = ImageStream(paths, boxes, new, **settings)
+    problems = {}
+    for batch, fused in _encoded(model, stream, device, batch_size):
+        problems.update(batch.problems)
+        found.update(zip(batch.indices, zip(batch.sizes, fused, strict=True), strict=True))
+        if store is not None:
+            store.add([keys[i] for i in batch.indices], batch.sizes, fused)
+    if store is not None:
+        store.close()
+    readable = sorted(found)
+    images = Images(
+        [paths[i] for i in readable],
+        [boxes[i] for i in readable],
+        sum(detections[i] is None for i in readable),
+        **settings,
+    )
+    images.sizes = [found[i][0] for i in readable]
+    features = np.stack([found[i][1] for i in readable]) if readable else np.empty((0, 0))
+    listed = [problems[i] for i in sorted(problems)]
+    return EncodedFiles(readable, images, torch.from_numpy(features), listed)
+
+
+def image_settings(checkpoint):
+    """How images and graphs are made for a checkpoint's model: arguments of `batches.Images`."""
+    options = checkpoint["options"]
+    return {
+        "image_size": checkpoint["definition"]["image_size"],
+        "label_map": LabelMap(checkpoint["labels"]),
+        "max_objects": options["max_objects"],
+        "edges": options["graph"] != "no-edges",
+        "published": options["graph"] == "published",
+    }
+
+
+def _encoded(model, stream, device, batch_size):
+    """The batches of an ImageStream, each with its fused features (B, D) as an array."""
+    model.eval()
+    on_cuda = torch.device(device).type == "cuda"
+    batches = stream.batches(batch_size, workers=os.cpu_count() or 1, pin_memory=on_cuda)
+    with full_precision(), parametrize.cached():
+        for batch in Progress(batches, "encode images", "batches"):
+            if batch.indices:
+                yield batch, encode_batch(model, batch.tensors, device)["fused"].numpy()
+            else:
+                yield batch, []
+
+
+def _feature_store(model, checkpoint, device):
+    """The FeatureStore of a model; None for the published branch, by which batch mates count.
+
+    Its name is a digest of all that features depend on besides an image and its boxes.
+    """
+    options = checkpoint["options"]
+    if options["graph"] == "published":
+        return None
+    names = ("graph", "fusion", "max_objects")
+    model_digest = digest(
+        digest_of_weights(model.state_dict(), checkpoint["definition"]),
+        [options[name] for name in names],
+        [FEATURES, PREPROCESSING, PIL.__version__, torch.__version__],
+        torch.device(device).type,
+    )
+    return FeatureStore(cache_dir(), model_digest)
+
+
+def digest_of_weights(weights, model_config):
+    """A digest, hexadecimal, of a dict of tensors and of what no shape tells."""
+    found = hashlib.blake2b(json.dumps(model_config, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in weights.items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 @torch.no_grad()
@@ -166,10 +284,13 @@ def encode_texts(model, texts, device, batch_size=256):
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     parts = []
     with parametrize.cached():
-        for part in distinct.split(batch_size):
+        for part in Progress(distinct.split(batch_size), "encode texts", "batches"):
             features = model.encode_text(trim(part).to(device))
             parts.append(F.normalize(features, dim=-1).cpu())
     return torch.cat(parts)[inverse]  # (T, D)
+
+
+# ------------------------------------------------------------------ the script
 
 
 class Result(NamedTuple):
@@ -214,51 +335,43 @@ def verify(model, images, device):
     return results
 
 
-def load_images(paths, names, det_json, checkpoint, skip_unreadable=False):
-    """ImageSet of image files as a checkpoint's model takes them; ValueError lists unreadable ones.
+def detections_of(names, det_json, checkpoint):
+    """The detection file of each image, or None.
 
-    names: their paths as `det_json`, the folder of their detections, mirrors them; None for no
-    graphs. skip_unreadable: leave those out that cannot be read, and list them on standard error;
-    the set's `paths` are those of the others.
+    names: paths of the images as `det_json`, the folder of their detections, mirrors them; None for
+    no graphs. Raises ValueError where there is no such folder.
     """
-    options = checkpoint["options"]
-    detections = [None] * len(names)
-    if det_json:
-        require_detection_folder(det_json)
-        found = match_detections(names, det_json)
-        detections = [found[name] for name in names]
-        if options["graph"] == "none":
-            print("this model has no graph branch: detections change nothing")
-    settings = {
-        "image_size": checkpoint["definition"]["image_size"],
-        "label_map": LabelMap(checkpoint["labels"]),
-        "max_objects": options["max_objects"],
-        "published": options["graph"] == "published",
-    }
-    images = ImageSet(paths, detections, **settings)
-    if skip_unreadable and images.problems:
-        kept = _readable(images)
-        names = [names[i] for i in kept]
-        detections = [detections[i] for i in kept]
-        images = ImageSet([paths[i] for i in kept], detections, **settings)
-    require_readable(images, remedy="infer.py --skip-unreadable leaves them out")
-    print(images.counts())
-    if det_json and not any(len(class_ids) for class_ids, _ in images.boxes):
-        print(f"warning: {no_objects(names, detections, det_json)}", file=sys.stderr)
-    for kind, evidence in images.findings():
-        print(f"warning: {kind}: {evidence}", file=sys.stderr)
+    if not det_json:
+        return [None] * len(names)
+    require_detection_folder(det_json)
+    found = match_detections(names, det_json)
+    if checkpoint["options"]["graph"] == "none":
+        print("this model has no graph branch: detections change nothing")
+    return [found[name] for name in names]
+
+
+def load_images(paths, names, det_json, checkpoint):
+    """ImageSet of image files as a checkpoint's model takes them, all in memory.
+
+    names, det_json: as of `detections_of`. Raises ValueError that lists unreadable images. For
+    many files see `encode_files`.
+    """
+    detections = detections_of(names, det_json, checkpoint)
+    images = ImageSet(paths, detections, **image_settings(checkpoint))
+    require_readable(images)
+    say_what_is_missing(images, names, detections, det_json)
     return images
 
 
-def _readable(images):
-    """Which images of an ImageSet could be read; lists the others on standard error."""
-    readable = [i for i, digest in enumerate(images.hashes) if digest is not None]
-    count = f"{len(images.problems)} of {len(images)} images are unreadable"
-    if not readable:
-        raise ValueError(f"{count}: none is left; the first: {images.problems[0]}")
-    lines = [f"warning: {count} and left out:", *images.problems]
-    print("\n  ".join(lines), file=sys.stderr)
-    return readable
+def say_what_is_missing(images, names, detections, det_json):
+    """Print counts of Images, and on standard error what seems wrong with them."""
+    print(images.counts())
+    warnings = images.losses()
+    if det_json and not any(len(class_ids) for class_ids, _ in images.boxes):
+        warnings.append(no_objects(names, detections, det_json))
+    warnings += [f"{kind}: {evidence}" for kind, evidence in images.findings()]
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def main(arguments=None):

@@ -227,7 +227,8 @@ def joint_image_set(data_sets, split, image_size, label_map):
     names = " + ".join(data.name for data in data_sets)
     print(f"{names} {split}: {captions} captions, {result.counts()}")
     for data, first, after in parts:
-        for line in _doubts(data, result, detections, range(first, after)):
+        indices = range(first, after)
+        for line in [*result.losses(indices), *_doubts(data, result, detections, indices)]:
             print(f"warning: {data.name} {split}: {line}", file=sys.stderr)
     return result
 

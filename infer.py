@@ -18,25 +18,30 @@ import glob
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from clip_gcn_image_feature_integration import (
     SAMPLES,
-    encode_images,
+    detections_of,
+    encode_files,
     encode_texts,
-    load_images,
     load_model,
     pick_device,
+    say_what_is_missing,
     warn_of_scenes,
 )
 from dataset.annotations import prepared, read_text
-from dataset.images import is_image
+from dataset.batches import require_readable
+from dataset.images import files_below, is_image
 from escaping import escaped
 from metrics.tables import write_csv
 from model import latest_checkpoint
 from options import parse_options, run
+from writing import written_whole
 
 WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
 
@@ -71,7 +76,7 @@ def _images_of(argument):
     if os.path.isfile(argument):
         return [argument]
     if os.path.isdir(argument):
-        candidates = [str(path) for path in Path(argument).rglob("*")]
+        candidates = [str(Path(argument, path)) for path in files_below(argument)]
     else:
         candidates = glob.glob(argument, recursive=True)
     return sorted(path for path in candidates if is_image(path))
@@ -91,6 +96,28 @@ def read_queries(arguments):
     if not queries:
         raise ValueError("--queries: expected a sentence or a text file with one a line")
     return queries
+
+
+def require_enough(found, number, skip_unreadable):
+    """Raise ValueError for unreadable files; where they are to be skipped, list them instead.
+
+    found: a clip_gcn_image_feature_integration.EncodedFiles; number: of all files.
+    """
+    if not found.problems:
+        return
+    if not skip_unreadable:
+        require_readable(found, remedy="infer.py --skip-unreadable leaves them out")
+    count = f"{len(found.problems)} of {number} images are unreadable"
+    if not found.readable:
+        raise ValueError(f"{count}: none is left; the first: {found.problems[0]}")
+    lines = [f"warning: {count} and left out:", *found.problems]
+    print("\n  ".join(lines), file=sys.stderr)
+
+
+def save_features(path, names, features):
+    """Write names (R) and fused features (R, D) to an .npz file."""
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, names=np.array(names), fused=features.numpy())
 
 
 def prepare(queries, options):
@@ -192,30 +219,34 @@ def pairs(ranked):
 
 def main(arguments=None):
     options = parse_options("infer", __doc__, arguments)
-    device = pick_device(options.device)
-    name = options.checkpoint or latest_checkpoint()
-    model, checkpoint = load_model(name, device, options.activation)
     det_json = options.det_json
     if options.images:
-        warn_of_scenes(checkpoint)
         paths, names = find_files(options.images)
     else:
         paths, names = find_files([str(SAMPLES)])
         det_json = det_json or SAMPLES.parent / "det_json"
     queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
-    images = load_images(
-        paths, names, det_json, checkpoint, skip_unreadable=options.skip_unreadable
-    )
-    image_features = encode_images(model, images, device, options.batch_size)["fused"]
+    device = pick_device(options.device)
+    name = options.checkpoint or latest_checkpoint()
+    model, checkpoint = load_model(name, device, options.activation)
+    if options.images:
+        warn_of_scenes(checkpoint)
     texts = prepare(queries, checkpoint["options"])
-    scores = encode_texts(model, texts, device) @ image_features.T  # (queries, images)
+    detections = detections_of(names, det_json, checkpoint)
+    found = encode_files(model, checkpoint, paths, detections, device, options.batch_size)
+    require_enough(found, len(paths), options.skip_unreadable)
+    names = [names[i] for i in found.readable]
+    say_what_is_missing(found.images, names, [detections[i] for i in found.readable], det_json)
+    scores = encode_texts(model, texts, device) @ found.features.T  # (queries, images)
     if not torch.isfinite(scores).all():
         raise ValueError(f"{name}: the model gives scores that are not finite")
 
     if options.images:
-        names = [path.as_posix() for path in images.paths]  # as they were given
+        names = [path.as_posix() for path in found.images.paths]  # as they were given
     else:
-        names = [path.name for path in images.paths]
+        names = [path.name for path in found.images.paths]
+    if options.save_features:
+        save_features(options.save_features, names, found.features)
     fits = len(names) <= WIDEST
     threshold = -math.inf if options.threshold is None else options.threshold
     top_k = options.top_k

@@ -20,7 +20,7 @@ from backbones.checkpoint_content import check_fields, check_fit, require
 from backbones.loading import read_weights, state_dict_in
 from backbones.lora import adapt, merge
 from backbones.model_configs import model_config_of
-from backbones.towers import CLIP
+from backbones.towers import CLIP, without_numbers
 from det_formats.det_json import LabelMap
 from options import converted
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
@@ -312,11 +312,13 @@ def load_checkpoint(path, device="cpu"):
     if not is_this_version(checkpoint):
         raise ValueError(f"{path}: from another version of this code; train it again")
     try:
-        checkpoint = checked(checkpoint)
+        checkpoint, model = checked(checkpoint)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    model = _adapted(checkpoint)
-    model.load_state_dict(checkpoint["weights"])
+    weights = {}  # copies: merging adapters changes a model's
+    for name, expected in model.state_dict().items():
+        weights[name] = checkpoint["weights"][name].to(dtype=expected.dtype, copy=True)
+    model.load_state_dict(weights, assign=True)
     return merge(model).to(device).eval(), checkpoint
 
 
@@ -327,18 +329,18 @@ def is_this_version(checkpoint):
 
 
 def checked(checkpoint):
-    """A checkpoint dict with FIELDS, its options as this version names them.
+    """A checkpoint dict with FIELDS, its options as this version names them, and its model.
 
-    Raises ValueError where its content makes no model. Nothing large is built: names and shapes
-    come from a model without numbers.
+    The model has names and shapes only: nothing large is built. Raises ValueError where the content
+    makes none.
     """
     require(isinstance(checkpoint["options"], dict), "options", "a dict", checkpoint["options"])
     checkpoint = {**checkpoint, "options": converted(checkpoint["options"])}
     check_fields(checkpoint)
-    with torch.device("meta"):
-        expected = _adapted(checkpoint).state_dict()
-    check_fit(checkpoint["weights"], expected)
-    return checkpoint
+    with without_numbers():
+        model = _adapted(checkpoint)
+    check_fit(checkpoint["weights"], model.state_dict())
+    return checkpoint, model
 
 
 def _adapted(checkpoint):

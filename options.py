@@ -237,6 +237,8 @@ OPTIONS = (
            help="list so many best images for each sentence"),
     option("--threshold", "infer", "output", least=-1, most=1, type=number,
            help="list and write to --csv only images with this cosine or more; default all"),
+    option("--save-features", "infer", "output", type=output_path, metavar="FILE",
+           help="write the images' names and features to this .npz file"),
     option("--csv", "infer", "output", type=output_path, metavar="FILE",
            help="write query, rank, image and score to this file, a row a pair"),
     option("--json", "infer", "output", type=output_path, metavar="FILE",

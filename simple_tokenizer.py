@@ -14,6 +14,8 @@ from pathlib import Path
 import ftfy
 import regex
 
+from progress import Progress
+
 CONTEXT_LENGTH = 77  # token ids of a text in CLIP's models, start and end token included
 
 
@@ -165,7 +167,7 @@ def tokenize(texts, context_length=CONTEXT_LENGTH, truncate=True):
     texts = list(texts)
     encoder = tokenizer()
     result = torch.zeros(len(texts), context_length, dtype=torch.long)
-    for i, text in enumerate(texts):
+    for i, text in enumerate(Progress(texts, "tokenize", "texts")):
         ids = [encoder.start, *encoder.encode(text), encoder.end]
         if len(ids) > context_length:
             if not truncate:

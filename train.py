@@ -23,13 +23,13 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from clip_gcn_image_feature_integration import pick_device
 from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
 from model import add_adapters, build, save_checkpoint
 from options import for_resuming, for_training, given_options, parse_options, run
+from progress import Progress
 from training import resume, run_folder
 from training.inputs import read_data, with_features
 from training.step import (
@@ -116,7 +116,7 @@ def steps_in_epoch(train_set, options):
 
 
 def batches_with_bar(train_set, options, progress, device):
-    """The batches of the epoch that are left, shown by a progress bar."""
+    """The batches of the epoch that are left, shown by a bar."""
     first = progress["step"]
     batches = train_set.batches(
         progress["epoch"],
@@ -125,13 +125,7 @@ def batches_with_bar(train_set, options, progress, device):
         pin_memory=device.type == "cuda",
         start=first,
     )
-    return tqdm(
-        batches,
-        desc=f"epoch {progress['epoch']}",
-        initial=first,
-        total=first + len(batches),
-        leave=False,
-    )
+    return Progress(batches, f"epoch {progress['epoch']}", "steps", done=first)
 
 
 def validate(model, data, options):
@@ -209,7 +203,7 @@ def training_loop(learner, data, options, content, progress, lines, lock):
                 progress["loss"] += loss
                 progress["data_seconds"] += begin - waiting
                 progress["compute_seconds"] += time.perf_counter() - begin
-                batches.set_postfix(loss=f"{loss:.3f}")
+                batches.note = f"loss {loss:.3f}"
                 if noted or time.perf_counter() - saved_at >= resume.SAVE_SECONDS:
                     lock.require_held()
                     resume.save_state(out / "last.pth", learner, content, progress)

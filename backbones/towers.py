@@ -14,12 +14,41 @@ shapes below: B images or texts, L positions, D width, E the common embedding wi
 """
 
 import math
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 RESNET_STRIDE = 32  # pixels of the image, along one side, that a ModifiedResNet's position covers
+
+
+def _drawn(*shape, std):
+    """A tensor of first weights."""
+    return nn.init.normal_(torch.empty(*shape), std=std)
+
+
+@contextmanager
+def without_numbers():
+    """Models that are built within have names and shapes, but no numbers, and take no memory."""
+    with torch.device("meta"), _NoDraws():
+        yield
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the drawing of first weights.
+
+    Without numbers it would do nothing but make torch import its compiler, for two seconds.
+    """
+
+    DRAWS = {nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.xavier_uniform_}
+
+    def __torch_function__(self, function, types, arguments=(), settings=None):
+        settings = settings or {}
+        if function in self.DRAWS:
+            return settings["tensor"] if "tensor" in settings else arguments[0]
+        return function(*arguments, **settings)
 
 
 def is_resnet(vision):
@@ -89,12 +118,12 @@ class VisionTransformer(nn.Module):
         scale = width**-0.5
         positions = (image_size // patch_size) ** 2 + 1
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(positions, width))
+        self.class_embedding = nn.Parameter(_drawn(width, std=scale))
+        self.positional_embedding = nn.Parameter(_drawn(positions, width, std=scale))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        self.proj = nn.Parameter(_drawn(width, embed_dim, std=scale))
 
     def forward(self, image):
         x = self.conv1(image).flatten(2).transpose(1, 2)  # (B, patches, D)
@@ -138,7 +167,7 @@ class AttentionPool2d(nn.Module):
 
     def __init__(self, side, width, heads, embed_dim):
         super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, width) / width**0.5)
+        self.positional_embedding = nn.Parameter(_drawn(side**2 + 1, width, std=width**-0.5))
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)

@@ -15,8 +15,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from sklearn.model_selection import train_test_split
-
 from escaping import escaped
 from options import FORMS
 
@@ -376,6 +374,8 @@ def with_validation(annotations, fraction, seed, dev_images=0):
         size = max(round(fraction * len(train)), at_least)
     if size >= len(train):
         return annotations, None
+    from sklearn.model_selection import train_test_split  # slow, and needed here alone
+
     train, held_out = train_test_split(train, test_size=size, random_state=seed)
     drawn = {
         "train": [record.name for record in train],

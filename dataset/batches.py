@@ -19,13 +19,80 @@ import simple_tokenizer
 from dataset.annotations import normal_form
 from dataset.augment import draw_affine, draw_colour, draw_hole, move_boxes
 from dataset.cache import RAM_GIB, read_images
+from dataset.images import losses
 from det_formats import sanity
 from V_Graph import arrays_from_boxes, published_arrays
 
 # ------------------------------------------------------------------ images with graphs
 
 
-class ImageSet(Dataset):
+class Images(Dataset):
+    """Image files with the boxes of their detections: what a set and a stream have in common.
+
+    paths: image files; boxes: (class ids, boxes) of each, as `V_Graph.detection_arrays`; missing:
+    how many have no detection file; edges=False leaves the edges out; published=True gives graphs
+    by `V_Graph.published_arrays`; sizes: (width, height) of each in pixels, as far as known.
+    """
+
+    def __init__(
+        self, paths, boxes, missing, *, image_size, label_map, max_objects, edges, published
+    ):
+        self.paths = [Path(path) for path in paths]
+        self.boxes = boxes
+        self.sizes = [None] * len(self.paths)
+        self.missing = missing
+        self.image_size = image_size
+        self.label_map = label_map
+        self.max_objects = max_objects
+        self.edges = edges
+        self.published = published
+        self.dropped = sum(self._dropped(class_ids) for class_ids, _ in boxes)
+
+    def _dropped(self, class_ids):
+        """How many objects of an image its graph leaves out."""
+        if self.published:
+            other = len(self.label_map) - 1
+            return int((class_ids >= other).sum())
+        return max(0, len(class_ids) - self.max_objects)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def graph(self, class_ids, boxes, size):
+        """The `V_Graph.GraphArrays` of an image's boxes."""
+        if self.published:
+            return published_arrays(class_ids, boxes)
+        label_count = len(self.label_map)
+        arrays = arrays_from_boxes(class_ids, boxes, size, self.max_objects, label_count)
+        if not self.edges:
+            arrays = arrays._replace(adjacency=np.zeros_like(arrays.adjacency))
+        return arrays
+
+    def counts(self):
+        """What is missing or left out, in words."""
+        kind = "of other labels" if self.published else f"beyond {self.max_objects}"
+        return (
+            f"{self.missing} of {len(self)} images without a detection file, "
+            f"{self.dropped} objects {kind} dropped"
+        )
+
+    def findings(self, indices=None):
+        """What seems wrong with the boxes of these images (default all), by `sanity.findings`."""
+        if indices is None:
+            indices = range(len(self))
+        boxes = {self.paths[i]: self.boxes[i][1] for i in indices}
+        sizes = {self.paths[i]: self.sizes[i] for i in indices}
+        return sanity.findings(boxes, sizes)
+
+    def losses(self, indices=None):
+        """What these images (default all) lose on the way to image_size, by `images.losses`."""
+        if indices is None:
+            indices = range(len(self))
+        sizes = {self.paths[i]: self.sizes[i] for i in indices}
+        return losses(sizes, self.image_size)
+
+
+class ImageSet(Images):
     """Images with their graphs, decoded once: see cache.py.
 
     paths: image files; detections: a detection file or None for each. ram_gib: of pixels, up to
@@ -51,35 +118,27 @@ class ImageSet(Dataset):
         edges=True,
         published=False,
     ):
-        self.paths = [Path(path) for path in paths]
-        self.image_size = image_size
-        self.label_map = label_map
-        self.max_objects = max_objects
-        self.edges = edges
-        self.published = published
+        paths = [Path(path) for path in paths]
+        decoded = read_images(paths, detections, image_size, label_map, ram_gib)
+        super().__init__(
+            paths,
+            decoded.boxes,
+            sum(file is None for file in detections),
+            image_size=image_size,
+            label_map=label_map,
+            max_objects=max_objects,
+            edges=edges,
+            published=published,
+        )
         self.features = None
-        decoded = read_images(self.paths, detections, image_size, label_map, ram_gib)
         self.pixels = decoded.pixels
         self.sizes = decoded.sizes
-        self.boxes = decoded.boxes
         self.hashes = decoded.hashes
         self.problems = decoded.problems
         self.source = np.arange(len(paths))  # whose graph an image gets
         if exchange is not None:  # a cycle through all images, so that none keeps its own
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
-        self.missing = sum(file is None for file in detections)
-        self.dropped = sum(self._dropped(class_ids) for class_ids, _ in self.boxes)
-
-    def _dropped(self, class_ids):
-        """How many objects of an image its graph leaves out."""
-        if self.published:
-            other = len(self.label_map) - 1
-            return int((class_ids >= other).sum())
-        return max(0, len(class_ids) - self.max_objects)
-
-    def __len__(self):
-        return len(self.paths)
 
     def __getitem__(self, i):
         return self.item(i)
@@ -93,8 +152,6 @@ class ImageSet(Dataset):
             "mask": torch.from_numpy(arrays.mask),
             "index": i,
         }
-        if not self.edges:
-            item["adjacency"] = torch.zeros_like(item["adjacency"])
         if self.features is None:
             item["image"] = self.pixels[i]
         else:
@@ -110,9 +167,7 @@ class ImageSet(Dataset):
             boxes = boxes[:0]
         if affine is not None:
             class_ids, boxes, size = move_boxes(class_ids, boxes, size, affine)
-        if self.published:
-            return published_arrays(class_ids, boxes)
-        return arrays_from_boxes(class_ids, boxes, size, self.max_objects, len(self.label_map))
+        return self.graph(class_ids, boxes, size)
 
     def batches(self, batch_size, workers=0, pin_memory=False):
         """The images in order, in batches of stacked items."""
@@ -121,23 +176,7 @@ class ImageSet(Dataset):
             batch_size,
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_group,
-        )
-
-    def findings(self, indices=None):
-        """What seems wrong with the boxes of these images (default all), by `sanity.findings`."""
-        if indices is None:
-            indices = range(len(self))
-        boxes = {self.paths[i]: self.boxes[i][1] for i in indices}
-        sizes = {self.paths[i]: self.sizes[i] for i in indices}
-        return sanity.findings(boxes, sizes)
-
-    def counts(self):
-        """What is missing or left out, in words."""
-        kind = "of other labels" if self.published else f"beyond {self.max_objects}"
-        return (
-            f"{self.missing} of {len(self)} images without a detection file, "
-            f"{self.dropped} objects {kind} dropped"
+            worker_init_fn=leave_group,
         )
 
 
@@ -159,14 +198,14 @@ class Loader(DataLoader):
     def __iter__(self):
         if not _CAN_BLOCK:
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until `_leave_group`
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until `leave_group`
         try:
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_group(_):
+def leave_group(_):
     """Begin a loader process: forget signals to the group so far, and leave it."""
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
@@ -256,7 +295,7 @@ class TrainingSet(Dataset):
             pin_memory=pin_memory,
             collate_fn=collate,
             drop_last=len(self) >= batch_size,
-            worker_init_fn=_leave_group,
+            worker_init_fn=leave_group,
         )
 
 

@@ -26,19 +26,18 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import torch
-import torchvision
-from tqdm import tqdm
 
-from backbones import preprocess
+from backbones.preprocess import pixels_of, resize_and_crop
 from dataset import images
 from det_formats.det_json import load_detections
+from progress import Progress
 from V_Graph import detection_arrays
 from writing import written_whole
 
 # Raise it whenever `images.open_image`, `images.content_hash`, `preprocess.resize_and_crop` or
 # `V_Graph.detection_arrays` gives other values than before, or the JSON file gets other fields:
 # caches made until then become stale.
-PREPROCESSING = 1
+PREPROCESSING = 2
 
 LEFTOVER_AGE = 24 * 60 * 60  # seconds after which an unfinished file is of a killed process
 
@@ -106,7 +105,7 @@ def _pixel_file(paths, detections, image_size, label_map):
 
 def _fingerprint(paths):
     """A digest of size and time of every file, and of what turns them into pixels."""
-    versions = [PREPROCESSING, PIL.__version__, torchvision.__version__]
+    versions = [PREPROCESSING, PIL.__version__]
     return _digest(json.dumps([versions, [_size_and_time(path) for path in paths]]).encode())
 
 
@@ -121,12 +120,12 @@ def _size_and_time(path):
     return found.st_size, found.st_mtime_ns
 
 
-def _read_boxes(files, label_map):
+def read_boxes(files, label_map):
     """(class ids, boxes) of each detection file, and the labels that became "other"."""
     other = len(label_map) - 1
     boxes = []
     unknown = set()
-    for file in files:
+    for file in Progress(files, "read detections", "files"):
         found = [] if file is None else load_detections(file)
         boxes.append(detection_arrays(found, label_map))
         labels = {detection["label"] for detection in found}
@@ -137,7 +136,7 @@ def _read_boxes(files, label_map):
 # ------------------------------------------------------------------ decoding
 
 
-class _Image(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image, or what is wrong with it."""
 
     pixels: object = None  # (3, image_size, image_size) uint8, contiguous
@@ -146,35 +145,31 @@ class _Image(NamedTuple):
     problem: str | None = None
 
 
-def _decode_one(path, transform):
+def decode(path, image_size):
+    """The DecodedImage of a file."""
     try:
         image = images.open_image(path)
     except ValueError as error:
-        return _Image(problem=str(error))
-    pixels = np.asarray(transform(image)).transpose(2, 0, 1)  # (3, image_size, image_size)
-    return _Image(np.ascontiguousarray(pixels), image.size, images.content_hash(image))
+        return DecodedImage(problem=str(error))
+    pixels = pixels_of(resize_and_crop(image, image_size))  # (3, image_size, image_size)
+    return DecodedImage(pixels, image.size, images.content_hash(image))
 
 
 def _decode(paths, image_size):
-    """Yield an _Image for each path, in order; several are decoded at once, but few wait."""
-    transform = preprocess.resize_and_crop(image_size)
+    """Yield a DecodedImage for each path, in order; several are decoded at once, but few wait."""
     threads = os.cpu_count() or 1
-    few = len(paths) < 100
-    bar = tqdm(total=len(paths), desc="images", leave=False, unit="image", disable=few)
     waiting = deque()
-    with bar, ThreadPoolExecutor(threads) as pool:
-        for path in paths:
-            waiting.append(pool.submit(_decode_one, path, transform))
+    with ThreadPoolExecutor(threads) as pool:
+        for path in Progress(paths, "decode", "images"):
+            waiting.append(pool.submit(decode, path, image_size))
             if len(waiting) > 4 * threads:
                 yield waiting.popleft().result()
-                bar.update()
         while waiting:
             yield waiting.popleft().result()
-            bar.update()
 
 
 def _collected(pixels, decoded, boxes):
-    """A Decoded from the _Images of a split."""
+    """A Decoded from the DecodedImages of a split."""
     return Decoded(
         pixels=pixels,
         sizes=[image.size for image in decoded],
@@ -186,7 +181,7 @@ def _collected(pixels, decoded, boxes):
 
 def _read_into_memory(paths, detections, shape, label_map):
     """A Decoded whose pixels are a tensor."""
-    boxes, _ = _read_boxes(detections, label_map)
+    boxes, _ = read_boxes(detections, label_map)
     pixels = torch.zeros(shape, dtype=torch.uint8)
     decoded = []
     for i, image in enumerate(_decode(paths, shape[-1])):
@@ -205,7 +200,7 @@ class _UnreadableImages(Exception):
 
 def _build(pixel_file, paths, detections, shape, fingerprint, label_map):
     """Write a new pair and open it; where images are unreadable a Decoded without pixels."""
-    boxes, unknown = _read_boxes(detections, label_map)
+    boxes, unknown = read_boxes(detections, label_map)
     _remove_leftovers(pixel_file)
     try:
         decoded = _write_pair(pixel_file, paths, shape, fingerprint, boxes, unknown)

@@ -2,16 +2,23 @@
 
 import hashlib
 import os
+import struct
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from det_formats.det_json import load_detections
 from det_formats.foreign import SHOWN, foreign_format_of_file
 from escaping import escaped
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+
+
+MOST_SHRUNK = 4  # times, without a warning: an object of 16 pixels is one of 4 then
+
+
+LONGEST = 2  # times as long as wide, without a warning: the crop to a square takes half away
 
 
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -22,9 +29,12 @@ def is_image(path):
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def index_images(root):
-    """Image files below a folder, links followed, each folder once: {stem: [relative paths]}."""
-    index = defaultdict(list)
+def files_below(root):
+    """Relative paths, with `/`, of all files below a folder, in a fixed order.
+
+    Links to folders are followed, and each folder is looked at once: by its first path.
+    """
+    paths = []
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real_folder = os.path.realpath(folder)
@@ -32,10 +42,19 @@ def index_images(root):
             folders.clear()
             continue
         seen.add(real_folder)
+        folders.sort()
+        below = Path(folder).relative_to(root)
         for name in sorted(files):
-            if is_image(name):
-                path = (Path(folder) / name).relative_to(root).as_posix()
-                index[PurePosixPath(path).stem].append(path)
+            paths.append((below / name).as_posix())
+    return paths
+
+
+def index_images(root):
+    """Image files below a folder: {stem: [relative paths]}."""
+    index = defaultdict(list)
+    for path in files_below(root):
+        if is_image(path):
+            index[PurePosixPath(path).stem].append(path)
     return index
 
 
@@ -86,8 +105,8 @@ def match_detections(images, folder):
     files, end in it.
     """
     folder = Path(folder)
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.json")]
-    files = {path.removesuffix(".json") for path in paths}
+    paths = files_below(folder)
+    files = {path.removesuffix(".json") for path in paths if path.endswith(".json")}
     stems = {image: PurePosixPath(image).with_suffix("").as_posix() for image in images}
     _require_one_image_per_file(stems, files, folder)
     whole_paths = files & set(stems.values())
@@ -196,15 +215,14 @@ _OTHER_FOLDER = "name the folder of these images' detections by --det-json, or l
 
 def _content_of(folder):
     """What lies in a folder of detections, in words: three names, and whose format it is."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
+    names = files_below(folder)
+    if not names:
         return "the folder is empty"
-    names = [path.relative_to(folder).as_posix() for path in files[:3]]
-    content = f"the folder holds {_listed(names, len(files))}"
-    for path in files[:20]:  # a list of classes or a note may lie before the first
-        foreign = foreign_format_of_file(path)
+    content = f"the folder holds {_listed(names[:3], len(names))}"
+    for name in names[:20]:  # a list of classes or a note may lie before the first
+        foreign = foreign_format_of_file(folder / name)
         if foreign:
-            return f"{content}; {escaped(path.name)} is {foreign}; {SHOWN}"
+            return f"{content}; {escaped(PurePosixPath(name).name)} is {foreign}; {SHOWN}"
     return content
 
 
@@ -221,14 +239,17 @@ def open_image(path):
     """Read an image file whole, as PIL RGB.
 
     Raises ValueError that names the file where it is missing, no regular file (a pipe would wait
-    for ever), broken, cut short, or not of eight bits a channel (a conversion would have to guess
-    the range).
+    for ever), broken, cut short, not of eight bits a channel (a conversion would have to guess the
+    range), or of more bands than a photo. Of four bands of eight bits the first three are taken.
     """
     shown = escaped(path)
     if not os.path.exists(path):
         raise ValueError(f"{shown}: no such image")
     if not os.path.isfile(path):
         raise ValueError(f"{shown}: no regular file")
+    bands = _unusual_bands(path)
+    if bands is not None:
+        raise ValueError(f"{shown}: {bands}; {_AS_RGB}")
     try:
         with Image.open(path) as image:
             mode = image.mode
@@ -239,8 +260,61 @@ def open_image(path):
         # PIL has ValueErrors of its own, as for too much compressed text in a PNG.
         raise ValueError(f"{shown}: not readable as an image ({error})") from None
     if pixels is None:
-        raise ValueError(f"{shown}: mode {mode}; convert it to 8 bits a channel")
+        raise ValueError(f"{shown}: mode {mode}; {_AS_RGB}")
     return pixels
+
+
+_AS_RGB = "choose three bands and stretch them to 8 bits, as gdal_translate -b -scale -ot Byte does"
+
+
+def _unusual_bands(path):
+    """The bands of a TIFF file in words, where they are not a photo's; None for all other files.
+
+    PIL takes the first three of some, and refuses others without a reason.
+    """
+    try:
+        with open(path, "rb") as file:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+            bits = directory.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+            bands = directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return None
+    if bands <= 4 and max(bits) <= 8:
+        return None
+    return f"{bands} band{'s' if bands > 1 else ''} of {max(bits)} bits"
+
+
+def losses(sizes, image_size):
+    """What images lose on the way to image_size pixels a side: a list of lines, empty if nothing.
+
+    sizes: {path: (width, height) in pixels}, None for an image that cannot be read.
+    """
+    shrunk = []  # (times, path) of large images
+    cropped = []  # (times, path) of long ones
+    for path, size in sizes.items():
+        if size is not None:
+            short, long = sorted(size)
+            if short > MOST_SHRUNK * image_size:
+                shrunk.append((short / image_size, path))
+            if long > LONGEST * short:
+                cropped.append((long / short, path))
+    lines = []
+    if shrunk:
+        times, path = max(shrunk, key=lambda pair: pair[0])
+        lines.append(
+            f"{len(shrunk)} of {len(sizes)} images are shrunk more than {MOST_SHRUNK} times to "
+            f"{image_size} pixels, {escaped(path)} {times:.0f} times: small objects vanish; cut "
+            "large images into tiles"
+        )
+    if cropped:
+        times, path = max(cropped, key=lambda pair: pair[0])
+        lines.append(
+            f"{len(cropped)} of {len(sizes)} images are more than {LONGEST} times as long as wide, "
+            f"{escaped(path)} {times:.1f} times: only the square in the middle is seen"
+        )
+    return lines
 
 
 def jpeg_fault(content):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dataset import images
 from dataset.annotations import normal_form
+from progress import Progress
 
 
 def without_held_out(data_sets, image_set):
@@ -86,7 +87,9 @@ def _held_out_hashes(data_sets):
         for split in data.held_out:
             paths, _, problems = data.files(split)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                hashes = list(pool.map(_hash, paths))
+                hashes = pool.map(_hash, paths)
+                title = f"compare {data.name} {split}"
+                hashes = list(Progress(hashes, title, "images", total=len(paths)))
             found.update(hashes)
             unreadable = hashes.count(None) + len(problems)
             if unreadable:

@@ -30,10 +30,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dataset.shapes import GROUNDS, KINDS, SIDE, composition, draw, layout
 from options import parse_options, run
+from progress import Progress
 from writing import written_whole
 
 VERSION = 1
@@ -287,18 +287,17 @@ def _write_lines(path, lines):
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write_split(folder, split, indices, seed, bar):
+def _write_split(folder, split, indices, seed):
     """Write the images, detections and lists of a split that has these scenes."""
     names = []
     captions = []
-    for index in indices:
+    for index in Progress(indices, f"{split} scenes to {folder}", "images"):
         name = f"scene_{index}"
         detection_file = folder / "det_json" / f"{name}.json"
         sentences = _write(folder / "images" / f"{name}.png", detection_file, seed, index)
         repeats = len(sentences) if split == "test" else 1
         names += [f"{name}.png"] * repeats
         captions += sentences
-        bar.update()
     _write_lines(folder / f"{split}_filename.txt", names)
     _write_lines(folder / f"{split}_caps.txt", captions)
 
@@ -349,10 +348,9 @@ def generate(folder, seed=0, splits=SPLITS):
     (folder / "det_json").mkdir(exist_ok=True)
     _write_marker(marker, stamp, complete=False)
     first = 0
-    with tqdm(total=number, desc=f"scenes to {folder}", unit="image") as bar:
-        for split, size in splits.items():
-            _write_split(folder, split, range(first, first + size), seed, bar)
-            first += size
+    for split, size in splits.items():
+        _write_split(folder, split, range(first, first + size), seed)
+        first += size
     _write_marker(marker, stamp, complete=True)
     return number
 

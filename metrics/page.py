@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dataset import images
 from det_formats.det_json import load_detections
-from metrics.drawing import draw_graph
+from det_formats.drawing import draw_graph
 from metrics.ranks import direction_name
 from metrics.tables import detailed
 from V_Graph import build_graph

@@ -41,7 +41,7 @@ def rendered(boxes, size, scale=16):
 
 def as_seen(picture, image_size):
     """What the model sees of a PIL image, as (1, 3, image_size, image_size) uint8."""
-    pixels = np.array(preprocess.resize_and_crop(image_size)(picture.convert("RGB")))
+    pixels = np.array(preprocess.resize_and_crop(picture, image_size))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 

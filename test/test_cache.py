@@ -74,7 +74,7 @@ def test_all_is_as_in_the_files(read, files, monkeypatch, ram_gib, threads):
     decoded = read(ram_gib)
     for i, path in enumerate(files[0]):
         image = Image.open(path)
-        expected = np.asarray(preprocess.resize_and_crop(IMAGE_SIZE)(image)).transpose(2, 0, 1)
+        expected = preprocess.pixels_of(preprocess.resize_and_crop(image, IMAGE_SIZE))
         assert decoded.pixels[i].dtype == torch.uint8
         assert (decoded.pixels[i].numpy() == expected).all()
         assert decoded.sizes[i] == SIZES[i % 3] and isinstance(decoded.sizes[i], tuple)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metrics.drawing import FAINTEST, draw_graph, place_labels, strongest_edges
+from det_formats.drawing import FAINTEST, draw_graph, place_labels, strongest_edges
 from test_graph import detection, random_detections
 from V_Graph import build_graph, seen_objects
 

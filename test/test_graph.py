@@ -12,7 +12,7 @@ from PIL import Image
 import V_Graph
 from conftest import ROOT
 from det_formats.det_json import read_label_map
-from metrics.drawing import draw_graph
+from det_formats.drawing import draw_graph
 from V_Graph import GEOMETRY, build_graph, build_matrices, graph_arrays, seen_objects
 
 FIXTURES = ROOT / "test" / "fixtures"

@@ -126,17 +126,19 @@ def test_an_uncertain_match_is_an_error_naming_both(tmp_path, names, files, name
 # ------------------------------------------------------------------ opening
 
 
-def deep_tiff():
-    """A 2 x 2 TIFF of 16 bits a colour, which PIL can read but not write."""
+def tiff(bands, bits):
+    """A black 2 x 2 TIFF of three bands or more, as PIL cannot write it."""
+    end = 134 + 2 * bands  # of the list of bits, where the pixels begin
+    size = 4 * bands * bits // 8
     tags = {  # number: (type, count, value); shorts are 3, longs 4
-        256: (3, 1, 2), 257: (3, 1, 2), 258: (3, 3, 134), 259: (3, 1, 1), 262: (3, 1, 2),
-        273: (4, 1, 140), 277: (3, 1, 3), 278: (3, 1, 2), 279: (4, 1, 24), 284: (3, 1, 1),
+        256: (3, 1, 2), 257: (3, 1, 2), 258: (3, bands, 134), 259: (3, 1, 1), 262: (3, 1, 2),
+        273: (4, 1, end), 277: (3, 1, bands), 278: (3, 1, 2), 279: (4, 1, size), 284: (3, 1, 1),
     }  # fmt: skip
     directory = struct.pack("<H", len(tags))
     for number, entry in tags.items():
         directory += struct.pack("<HHII", number, *entry)
     head = b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)
-    return head + struct.pack("<3H", 16, 16, 16) + struct.pack("<12H", *[1000] * 12)
+    return head + struct.pack(f"<{bands}H", *[bits] * bands) + bytes(size)
 
 
 def encoded(array, suffix):
@@ -152,10 +154,11 @@ REFUSED = {
     "cut.jpg": (encoded(NOISE, "jpeg")[:9000], "not readable"),
     "grey.png": (
         encoded(np.full((4, 4), 1000, np.uint16), "png"),
-        "mode I;16; convert it to 8 bits a channel",
+        "mode I;16; choose three bands and stretch them to 8 bits",
     ),
-    "float.tif": (encoded(np.ones((4, 4), np.float32), "tiff"), "mode F"),
-    "colour.tif": (deep_tiff(), "mode RGB"),
+    "float.tif": (encoded(np.ones((4, 4), np.float32), "tiff"), "1 band of 32 bits; choose"),
+    "colour.tif": (tiff(bands=3, bits=16), "3 bands of 16 bits; choose"),
+    "bands.tif": (tiff(bands=6, bits=8), "6 bands of 8 bits; choose"),
 }
 
 
@@ -164,8 +167,8 @@ def test_what_cannot_be_read_as_it_is_is_an_error(tmp_path, name, content, probl
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    if problem.startswith("mode"):
-        Image.open(path).convert("RGB")  # the file itself is sound
+    if "mode" in problem or "16 bits" in problem:
+        Image.open(path).convert("RGB")  # the file itself is sound, and PIL would guess
     with pytest.raises(ValueError) as failure:
         images.open_image(path)
     assert str(failure.value).startswith(f"{path}: {problem}")
@@ -189,6 +192,28 @@ def test_eight_bit_images_become_rgb(tmp_path, mode):
     image = images.open_image(path)
     assert image.mode == "RGB" and image.size == (5, 4)
     assert image.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_four_bands_of_eight_bits_are_colours_and_one_more(tmp_path):
+    (tmp_path / "four.tif").write_bytes(tiff(bands=4, bits=8))
+    assert images.open_image(tmp_path / "four.tif").mode == "RGB"
+
+
+def test_what_large_and_long_images_lose_is_said():
+    assert images.losses({"a": (512, 300), "b": None}, 128) == []
+    large, long = images.losses({"a": (512, 513), "b": (600, 6000), "c": (5000, 4000)}, 128)
+    assert large.startswith("2 of 3 images are shrunk more than 4 times to 128 pixels, c 31 times")
+    assert long.startswith("1 of 3 images are more than 2 times as long as wide, b 10.0 times")
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    make_files(tmp_path, "tiles/a.json", "elsewhere/b.json")
+    (tmp_path / "tiles" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "tiles" / "loop").symlink_to(tmp_path / "tiles")
+    (tmp_path / "tiles" / "twin").symlink_to(tmp_path / "elsewhere")
+    assert images.files_below(tmp_path / "tiles") == ["a.json", "link/b.json"]
+    found = images.match_detections(["a.png", "link/b.png"], tmp_path / "tiles")
+    assert found["link/b.png"] == tmp_path / "tiles" / "link" / "b.json"
 
 
 def test_content_is_size_and_pixels():

@@ -11,11 +11,15 @@ from typing import NamedTuple
 
 import ftfy
 import PIL
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from clip_gcn_image_feature_integration import encode_images, encode_texts
+from clip_gcn_image_feature_integration import (
+    FEATURES,
+    digest_of_weights,
+    encode_images,
+    encode_texts,
+)
 from dataloader import joint_image_set, read_data_sets
 from dataset.augment import stored_size
 from dataset.batches import TrainingSet, require_readable
@@ -24,8 +28,6 @@ from dataset.overlap import without_held_out
 from metrics.ranks import KS
 from training import resume
 from writing import written_whole
-
-FEATURES = 1  # raise it whenever towers or tokenizer give other features than before
 
 
 class TrainingData(NamedTuple):
@@ -108,7 +110,7 @@ def with_features(data, model, model_config, device, options):
 
 def image_features(folder, tower, model, images, device, options):
     """Features (I, E) of an ImageSet, from the folder or computed; tower: its digest."""
-    versions = [FEATURES, PREPROCESSING, PIL.__version__, torchvision.__version__]
+    versions = [FEATURES, PREPROCESSING, PIL.__version__]
     key = _digest_of([tower, versions, images.image_size, images.hashes])
     path = folder / f"{len(images)}-image-features-{key}.safetensors"
     portions = {"batch_size": options["batch_size"], "workers": options["workers"]}
@@ -133,15 +135,7 @@ def tower_keys(model, model_config):
             visual[name] = tensor
         else:
             text[name] = tensor
-    return _digest_of_weights(visual, model_config), _digest_of_weights(text, model_config)
-
-
-def _digest_of_weights(weights, model_config):
-    digest = hashlib.blake2b(json.dumps(model_config, sort_keys=True).encode(), digest_size=16)
-    for name, tensor in weights.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of_weights(visual, model_config), digest_of_weights(text, model_config)
 
 
 def _digest_of(parts):

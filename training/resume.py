@@ -130,7 +130,7 @@ def read_state(path):
     if not is_this_version(checkpoint):
         raise ValueError(f"{path}: from another version of this code; take another --out")
     try:
-        checkpoint = checked(checkpoint)
+        checkpoint, _ = checked(checkpoint)
         require(isinstance(checkpoint.get("data_digest"), str), "data_digest", "a string", None)
         check_state(checkpoint["state"], NEW_RUN)
     except ValueError as error:
