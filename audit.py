@@ -32,6 +32,7 @@ from escaping import escaped
 from metrics.ranks import KS
 from options import MAX_OBJECTS, parse_options, run
 from progress import Progress
+from writing import write_text
 
 FINDINGS = (  # keys of the JSON, wherever they stand, that the last line sums up
     "blank_captions",
@@ -445,7 +446,7 @@ def main(arguments=None):
         result = audit_source(options)
     print("\n".join(report_lines(result)))
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(result, indent=2) + "\n")
         print(f"written to {options.json}")
     counts = {key: total(result, key) for key in FINDINGS}
     findings = {key: count for key, count in counts.items() if count}

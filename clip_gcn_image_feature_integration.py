@@ -44,6 +44,7 @@ from det_formats.det_json import LabelMap, read_label_map
 from model import build, is_checkpoint, latest_checkpoint, load_checkpoint
 from options import default_options, parse_options, run
 from progress import Progress
+from writing import written_whole
 
 SAMPLES = Path(__file__).parent / "test"  # five images, with graphs in det_json/
 
@@ -80,7 +81,7 @@ def load_model(name_or_path, device, activation=None):
     model, checkpoint = load_checkpoint(name_or_path, device)
     if checkpoint["options"]["graph"] == "published":
         print(BATCHES, file=sys.stderr)
-    checkpoint["options"] = {**_plain_options(), **checkpoint["options"]}
+    checkpoint["options"] = {**plain_options(), **checkpoint["options"]}
     return model, checkpoint
 
 
@@ -102,7 +103,7 @@ def _load_plain_clip(name_or_path, device, activation):
         ) from None
     model_config = network.model_config
     labels = read_label_map().lines
-    options = {**_plain_options(), "activation": model_config["activation"]}
+    options = {**plain_options(), "activation": model_config["activation"]}
     model = build(model_config, labels, options)
     model.load_state_dict(network.state_dict())
     checkpoint = {
@@ -114,7 +115,7 @@ def _load_plain_clip(name_or_path, device, activation):
     return model.to(device).eval(), checkpoint
 
 
-def _plain_options():
+def plain_options():
     """The training options of a CLIP that was not trained here; no data set, no graph."""
     options = default_options("train", groups=("data", "model"))
     return {**options, "graph": "none", "seed": 0, "dataset": None}
@@ -398,7 +399,8 @@ def main(arguments=None):
         print(f"{'ok    ' if result.kept else 'FAILED'} {result.promise} ({result.detail})")
     if options.out:
         arrays = {branch: values.numpy() for branch, values in features.items()}
-        np.savez(options.out, names=names, **arrays)
+        with written_whole(options.out) as temporary, open(temporary, "wb") as file:
+            np.savez(file, names=names, **arrays)
         shape = tuple(features["clip"].shape)
         print(f"{options.out}: clip, graph and fused features, each {shape}")
     return 0 if all(result.kept for result in results) else 1

@@ -41,7 +41,7 @@ from escaping import escaped
 from metrics.tables import write_csv
 from model import latest_checkpoint
 from options import parse_options, run
-from writing import written_whole
+from writing import write_text, written_whole
 
 WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
 
@@ -272,7 +272,7 @@ def main(arguments=None):
             "best": ranked,
             "best_of_images": of_images,
         }
-        Path(options.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(content, indent=2) + "\n")
     return scores
 
 

@@ -18,19 +18,26 @@ def written_whole(path):
     with written_whole("models/best_model.pth") as temporary:
         torch.save(content, temporary)
 
-    Files and folders alike. After an error nothing of the new content is left, and what stood at
-    `path` stays. A killed process leaves `NAME.*.tmp`. Raises OSError that names `path`; torch
-    reports a full disk as RuntimeError, which becomes an OSError too.
+    Files and folders alike; of a link, what it leads to. After an error nothing of the new content
+    is left, and what stood at `path` stays. A killed process leaves `NAME.*.tmp`. A device or pipe
+    has no name to take: it is written to as it is. Raises OSError that names `path`; torch's file
+    writer reports a full disk as RuntimeError, which becomes an OSError too.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_file():
             _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _TORCHS_WRITER not in str(error):
+            raise
         reason = str(error).splitlines()[0]
         raise OSError(
             f"{path}: not written ({reason}); what stood there is whole, is the disk full?"
@@ -41,6 +48,15 @@ def written_whole(path):
         else:
             with suppress(OSError):  # its folder may be none: what is wrong is told above
                 temporary.unlink()
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all; raises OSError as `written_whole` does."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+_TORCHS_WRITER = "inline_container.cc"  # stands in whatever error torch.save's writer raises
 
 
 def _flush_to_disk(path):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from det_formats.foreign import SHOWN, foreign_format
 from escaping import escaped
-from writing import written_whole
+from writing import write_text
 
 LABELS = Path(__file__).parent.parent / "det_json" / "labels.txt"
 
@@ -191,5 +191,4 @@ def write_detections(path, detections):
     where a detection is not as `load_detections` would accept it.
     """
     text = json.dumps(check_detections(detections, path))
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)

@@ -4,7 +4,6 @@ import base64
 import html
 import io
 from functools import cache
-from pathlib import Path
 
 from dataset import images
 from det_formats.det_json import load_detections
@@ -12,6 +11,7 @@ from det_formats.drawing import draw_graph
 from metrics.ranks import direction_name
 from metrics.tables import detailed
 from V_Graph import build_graph
+from writing import write_text
 
 LARGE = 448  # pixels of the longer side of a query's picture
 SMALL = 192  # and of the pictures of its items
@@ -141,4 +141,4 @@ def write_page(path, result, chosen, files, detections):
     def draw(image, side):
         return picture(files[image], detections[image], side)
 
-    Path(path).write_text(page(result, chosen, draw), encoding="utf-8")
+    write_text(path, page(result, chosen, draw))

@@ -13,6 +13,7 @@ from metrics.intervals import bootstrap, by_place
 from metrics.methods import methods, seeds_of
 from metrics.ranks import DIRECTIONS, direction_name
 from metrics.result_content import checked_results
+from writing import write_text, written_whole
 
 WIDE = 0.1  # points by which ties have to move a figure to be mentioned
 
@@ -220,7 +221,7 @@ def _json(value, indent=""):
 def write_results(path, command, results):
     """Write {"command", "results"} as JSON."""
     text = _json({"command": command, "results": results})
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def read_results(path):
@@ -261,7 +262,10 @@ def write_csv(path, columns, rows):
     Fractions have six digits. A text that a spreadsheet would take for a formula gets an apostrophe
     before it.
     """
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with (
+        written_whole(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:

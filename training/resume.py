@@ -19,7 +19,7 @@ from backbones.checkpoint_content import require
 from backbones.loading import read_weights
 from model import FIELDS, checked, is_this_version, save_checkpoint
 from training.saved_state import check_fit, check_state, numpy_state, python_state
-from writing import written_whole
+from writing import write_text
 
 SAVE_SECONDS = 300  # of training between two saves of last.pth within an epoch
 
@@ -183,8 +183,7 @@ def cut_log(path, lines):
     kept = text.splitlines(keepends=True)[:lines]
     if len(kept) < lines:
         raise ValueError(f"--resume: {path} has {len(kept)} lines, but {lines} epochs are done")
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
     return [json.loads(line) for line in kept]
 
 
