@@ -5,14 +5,17 @@ found by stem, and detections in `det_json/`. The options name one or several, w
 What is missing or contradictory is said before training starts.
 """
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from dataset import images, scenes
 from dataset.annotations import read_annotations, with_validation
-from dataset.batches import ImageSet
+from dataset.batches import ImageSet, require_none
 from escaping import escaped
+from progress import Progress
 
 VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
 
@@ -193,6 +196,27 @@ class RetrievalData:
             first = ", ".join(escaped(place) for place in places[:10])
             more = ", ..." if len(places) > 10 else ""
             print(f"{self.name}: {len(places)} {what}: {first}{more}")
+
+
+def require_files(data_sets, split_names):
+    """Raise ValueError where an image file is missing, before any is decoded.
+
+    split_names: of each data set, the names of the splits that are looked at. Only where one is
+    missing all others are opened, so that the error names the unreadable ones too.
+    """
+    paths = []
+    problems = []
+    for data, names in zip(data_sets, split_names, strict=True):
+        for split in names:
+            own_paths, _, own_problems = data.files(split)
+            paths += own_paths
+            problems += own_problems
+    if problems:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            faults = pool.map(images.fault_of, paths)
+            title = "look for unreadable images too"
+            problems += filter(None, Progress(faults, title, "images", total=len(paths)))
+    require_none(problems)
 
 
 def joint_image_set(data_sets, split, image_size, label_map):

@@ -29,14 +29,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+import clip
 from clip_gcn_image_feature_integration import (
     encode_images,
     encode_texts,
     load_model,
     pick_device,
+    plain_options,
     warn_of_scenes,
 )
-from dataloader import RetrievalData, prepare_source, sources
+from dataloader import RetrievalData, prepare_source, require_files, sources
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
 from metrics.intervals import bootstrap, compare
@@ -140,21 +142,21 @@ def prepare(options, given, load):
     """The jobs that the options name, all their data read: what is wrong there is found at once.
 
     given: the options of the data, None where the checkpoint's hold. load: gives (model, saved) of
-    a checkpoint.
+    a checkpoint. A CLIP's name, which may be a download, is loaded after its data are looked at.
     """
     jobs = []
     image_sets = {}  # by their ImageContent
     reported = set()
     for name in options.checkpoint:
-        _, saved = load(name)
-        if not (given["dataset"] or saved["options"]["dataset"]):
+        is_name = clip.is_clip_source(name)
+        saved_options = plain_options() if is_name else load(name)[1]["options"]
+        if not (given["dataset"] or saved_options["dataset"]):
             raise ValueError(f"{name}: a plain CLIP; name its data: --dataset NAME --data-root DIR")
-        data_options = merged(given, saved["options"])
+        data_options = merged(given, saved_options)
         named = sources(data_options)
         if options.html and len(options.checkpoint) * len(named) > 1:
             raise ValueError("--html shows one result: give one --checkpoint and one --dataset")
-        if any(source.name != "scenes" for source in named):
-            warn_of_scenes(saved)
+        data_sets = []
         for source in named:
             prepare_source(source)
             data = RetrievalData(options_of_one(data_options, source), source)
@@ -162,6 +164,12 @@ def prepare(options, given, load):
             if place not in reported:
                 reported.add(place)
                 data.report()
+            data_sets.append(data)
+        require_files(data_sets, [(options.split,)] * len(data_sets))
+        _, saved = load(name)
+        if any(source.name != "scenes" for source in named):
+            warn_of_scenes(saved)
+        for data in data_sets:
             content = image_content(data, options.split, saved)
             if content not in image_sets:
                 image_sets[content] = _read_images(data, options.split, saved)
@@ -323,7 +331,9 @@ def _written(path, write, content):
     """Write a file by write(path, *content) and say so; a list of what went wrong."""
     try:
         write(path, *content)
-    except (OSError, ValueError) as error:
+    except OSError as error:  # which names the path
+        return [str(error)]
+    except ValueError as error:
         return [f"{path}: not written ({error})"]
     print(f"written to {path}")
     return []

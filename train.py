@@ -31,8 +31,9 @@ from model import add_adapters, build, save_checkpoint
 from options import for_resuming, for_training, given_options, parse_options, run
 from progress import Progress
 from training import resume, run_folder
-from training.inputs import read_data, with_features
+from training.inputs import find_data, read_data, with_features
 from training.step import (
+    check_start,
     freeze,
     keep_freed_memory,
     make_learner,
@@ -42,6 +43,7 @@ from training.step import (
     train_step,
 )
 from V_Graph import PUBLISHED_LABELS
+from writing import write_text
 
 
 def parse(arguments=None):
@@ -75,22 +77,27 @@ def remove_leftovers(out):
             leftover.unlink()
 
 
-def prepare_model(options, checkpoint):
-    """(model, its sizes, label map, start_sha256): new ones, or as the stopped run left them."""
+def pick_label_map(options, checkpoint):
+    """The labels of the detections: of a file, the published ones, or those of the stopped run."""
+    if checkpoint is not None:
+        return LabelMap(checkpoint["labels"])
+    if options["graph"] == "published":
+        return LabelMap(PUBLISHED_LABELS)
+    return read_label_map(options["labels"] or LABELS)
+
+
+def prepare_model(options, checkpoint, label_map):
+    """(model, its sizes, start_sha256): new ones, or as the stopped run left them."""
     if checkpoint is not None:
         model_config = checkpoint["definition"]
-        model = build(model_config, checkpoint["labels"], options)
+        model = build(model_config, label_map.lines, options)
         add_adapters(model, options)
         model.load_state_dict(checkpoint["weights"])
         # Runs that began before it was saved have none.
-        return model, model_config, LabelMap(checkpoint["labels"]), checkpoint.get("start_sha256")
-    if options["graph"] == "published":
-        label_map = LabelMap(PUBLISHED_LABELS)
-    else:
-        label_map = read_label_map(options["labels"] or LABELS)
+        return model, model_config, checkpoint.get("start_sha256")
     model, model_config, start_sha256 = start_model(options, label_map.lines)
     options["model"] = model_config["name"]
-    return model, model_config, label_map, start_sha256
+    return model, model_config, start_sha256
 
 
 def print_what_trains(model, device, precision):
@@ -105,7 +112,7 @@ def write_drawn_splits(data_sets, out):
     """Write split.json where a validation split is drawn from the training images."""
     drawn = {data.name: data.drawn_split for data in data_sets if data.drawn_split}
     if drawn:
-        (out / "split.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "split.json", json.dumps(drawn, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------ parts of the loop
@@ -251,8 +258,13 @@ def train(options, checkpoint, lock):
     print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
     device = prepare_machine(options, checkpoint)
     remove_leftovers(out)
-    model, model_config, label_map, start_sha256 = prepare_model(options, checkpoint)
-    data = read_data(options, model_config, label_map)
+    # What is looked at in moments comes first: a model may be a download.
+    if checkpoint is None:
+        check_start(options)
+    label_map = pick_label_map(options, checkpoint)
+    data_sets = find_data(options)
+    model, model_config, start_sha256 = prepare_model(options, checkpoint, label_map)
+    data = read_data(data_sets, options, model_config, label_map)
     model.to(device, memory_format=torch.channels_last)
     freeze(model, options["train"])
     print_what_trains(model, device, options["precision"])

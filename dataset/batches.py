@@ -216,13 +216,18 @@ def leave_group(_):
 
 
 def require_readable(*image_sets, remedy="mend or remove them"):
-    """Raise one ValueError for all missing and unreadable images, with the first twenty."""
-    problems = [problem for image_set in image_sets for problem in image_set.problems]
-    if problems:
-        lines = [f"{len(problems)} images are missing or unreadable; {remedy}:", *problems[:20]]
-        if len(problems) > 20:
-            lines.append(f"and {len(problems) - 20} more")
-        raise ValueError("\n  ".join(lines))
+    """Raise one ValueError for all missing and unreadable images of ImageSets."""
+    require_none([problem for images in image_sets for problem in images.problems], remedy)
+
+
+def require_none(problems, remedy="mend or remove them"):
+    """Raise one ValueError for problems with images, one a line, with the first twenty."""
+    if not problems:
+        return
+    lines = [f"{len(problems)} images are missing or unreadable; {remedy}:", *problems[:20]]
+    if len(problems) > 20:
+        lines.append(f"and {len(problems) - 20} more")
+    raise ValueError("\n  ".join(lines))
 
 
 # ------------------------------------------------------------------ training

@@ -264,6 +264,15 @@ def open_image(path):
     return pixels
 
 
+def fault_of(path):
+    """What is wrong with an image file, in words; None where `open_image` reads it."""
+    try:
+        open_image(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 _AS_RGB = "choose three bands and stretch them to 8 bits, as gdal_translate -b -scale -ot Byte does"
 
 

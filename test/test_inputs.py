@@ -20,7 +20,7 @@ from det_formats.det_json import read_label_map
 from model import load_checkpoint
 from train import parse
 from training import inputs
-from training.inputs import cached, read_data, tower_keys, with_features
+from training.inputs import cached, find_data, read_data, tower_keys, with_features
 from training.step import start_model
 
 
@@ -35,7 +35,8 @@ def read(mini, tiny_model_config, cache_folder):
     def do(*arguments, root=mini):
         given = ["--dataset", "mini", "--data-root", str(root), "--batch-size", "8"]
         options = parse([*given, *arguments])[0]
-        return read_data(options, tiny_model_config, read_label_map()), options
+        data_sets = find_data(options)
+        return read_data(data_sets, options, tiny_model_config, read_label_map()), options
 
     return do
 

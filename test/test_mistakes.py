@@ -1,6 +1,7 @@
 """Typical mistakes end in one line that says what, where and what to do; five as processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import train
 import V_Graph
 from conftest import ROOT
 from dataset import scenes
+from dataset.annotations import read_annotations
 
 SAMPLE = str(ROOT / "test" / "sample_1.png")
 BOXES = str(ROOT / "det_json" / "sample_1.json")
@@ -59,6 +61,10 @@ MISTAKES = (  # script, command line, what the message says
     ("train", "--epoch 3", "unrecognized arguments: --epoch"),
     ("train", "--dataset ucm", "--dataset ucm needs --data-root"),
     ("train", "--dataset ucm --data-root gone", "gone: no such folder; check --data-root"),
+    ("train", "--model gone", "model 'gone': not in"),
+    ("train", "--image-size 97", "--image-size 97: expected a multiple of 32"),
+    ("train", "--labels gone.txt", "gone.txt"),
+    ("train", "--clip gone.pt", "--clip gone.pt: no such file"),
     ("train", "--resume --out gone", "--resume: no gone/last.pth"),
     ("evaluate", "--checkpoint gone.pth", "gone.pth: no such checkpoint"),
     ("evaluate", "--compare gone.json gone.json", "gone.json: not readable"),
@@ -86,6 +92,27 @@ def test_a_mistake_is_one_line(script, line, expected, tmp_path, monkeypatch, ca
         pytest.fail("no error")
     assert expected in message and "\n" not in message
     assert not {path.name for path in tmp_path.iterdir()} - {"file.txt", "runs"}
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_data_are_looked_at_before_a_clip_is_loaded(script, mini, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clip, "load", lambda *_, **__: pytest.fail("loaded"))
+    shutil.copytree(mini, "root")
+    name = "--clip" if script == "train" else "--checkpoint"
+    command = [name, "ViT-B/32", "--dataset", "mini", "--data-root"]
+    mistakes = {
+        "gone: no such folder; check --data-root": ["gone"],
+        "gone: no such folder; check --det-json": ["root", "--det-json", "gone"],
+        "1 images are missing or unreadable": ["root"],
+    }
+    if script == "train":
+        mistakes["3 validation images; R@10 needs more"] = ["root", "--dev-images", "3"]
+    for split in ("train", "test"):
+        (tmp_path / "root" / "images" / read_annotations("root").splits[split][0].name).unlink()
+    for message, words in mistakes.items():
+        with pytest.raises(ValueError, match=message):
+            MAINS[script]([*command, *words])
 
 
 def process(*words, folder, **more):

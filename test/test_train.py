@@ -111,7 +111,8 @@ def test_a_pretrained_start_has_its_weights(run, started, pretrained, graph):
     for name in ("last.pth", "best_model.pth"):
         saved = load_checkpoint(folder / name)[1]
         assert (saved["options"]["model"], saved["start_sha256"]) == ("tiny", digest)
-    assert train.prepare_model(saved["options"], saved)[3] == digest  # a resumed run keeps it
+    label_map = train.pick_label_map(saved["options"], saved)
+    assert train.prepare_model(saved["options"], saved, label_map)[2] == digest  # resumed: the same
     assert "positional_embedding" in changed(started, weights_of(folder))
 
 

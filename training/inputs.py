@@ -20,7 +20,7 @@ from clip_gcn_image_feature_integration import (
     encode_images,
     encode_texts,
 )
-from dataloader import joint_image_set, read_data_sets
+from dataloader import joint_image_set, read_data_sets, require_files
 from dataset.augment import stored_size
 from dataset.batches import TrainingSet, require_readable
 from dataset.cache import PREPROCESSING, cache_dir
@@ -41,19 +41,28 @@ class TrainingData(NamedTuple):
     digest: str  # of images, captions and detections
 
 
-def read_data(options, model_config, label_map):
-    """TrainingData as the options say, without features.
+def find_data(options):
+    """The data sets that the options name, looked at as far as no image has to be decoded.
 
-    Raises ValueError where a validation split is too small for R@10, an image cannot be read, or
-    no training image is left.
+    So mistakes are found before a model is downloaded or built. Raises ValueError where captions or
+    detections are not as they should be, a validation split is too small for R@10, or an image is
+    missing.
     """
     data_sets = read_data_sets(options)
+    for data in data_sets:
+        number = len(data.records(data.validation))
+        if number < max(KS):
+            raise ValueError(f"{data.name}: {number} validation images; R@{max(KS)} needs more")
+    require_files(data_sets, [("train", data.validation) for data in data_sets])
+    return data_sets
+
+
+def read_data(data_sets, options, model_config, label_map):
+    """TrainingData of the data sets of `find_data`, without features.
+
+    Raises ValueError where an image cannot be read, or no training image is left.
+    """
     val_records = [data.records(data.validation) for data in data_sets]
-    for data, records in zip(data_sets, val_records, strict=True):
-        if len(records) < max(KS):
-            raise ValueError(
-                f"{data.name}: {len(records)} validation images; R@{max(KS)} needs more"
-            )
     image_size = model_config["image_size"]
     larger = stored_size(image_size, options["augment"])  # to be cropped
     images = joint_image_set(data_sets, "train", larger, label_map)

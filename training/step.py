@@ -64,6 +64,18 @@ def pick_precision(name, device):
 # ------------------------------------------------------------------ the model before training
 
 
+def check_start(options):
+    """ValueError where --model, --image-size or --clip name nothing that `start_model` can take."""
+    name = options["clip"]
+    if name is None:
+        _model_config_from_scratch(options)
+    elif not (clip.is_clip_source(name) or Path(name).exists()):
+        raise ValueError(
+            f"--clip {name}: no such file; give a file or folder of weights, "
+            f"hf-hub:owner/name:path, or one of {', '.join(clip.available_models())}"
+        )
+
+
 def start_model(options, labels):
     """(model, its sizes, start_sha256) before the first step.
 
@@ -83,11 +95,16 @@ def start_model(options, labels):
 def _from_scratch(options, labels):
     if options["train"] != "all":
         print(f"--train {options['train']} without --clip: the frozen towers stay random")
-    model_config = read_model_config(options["model"] or "small")
-    if options["image_size"] is not None:
-        check_image_size(model_config, options["image_size"])
-        model_config = {**model_config, "image_size": options["image_size"]}
+    model_config = _model_config_from_scratch(options)
     return build(model_config, labels, options), model_config
+
+
+def _model_config_from_scratch(options):
+    model_config = read_model_config(options["model"] or "small")
+    if options["image_size"] is None:
+        return model_config
+    check_image_size(model_config, options["image_size"])
+    return {**model_config, "image_size": options["image_size"]}
 
 
 def _from_clip(options, labels):
