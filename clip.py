@@ -5,7 +5,7 @@
     model, preprocess = clip.load("models/RemoteCLIP-ViT-B-32.pt", activation="quickgelu")
     features = model.encode_text(clip.tokenize(["six storage tanks beside a road"]))
 
-    python clip.py export --checkpoint models/best_model.pth --out plain.pt  # for other programs
+    python clip.py export --checkpoint runs/ucm-1/best_model.pth --out plain.pt  # for others
 
 The module shadows the PyPI package of the same name: run from the root of this project.
 """

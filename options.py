@@ -36,6 +36,7 @@ WITH_GRAPH = {"graph": tuple(graph for graph in GRAPHS if graph != "none")}
 WITH_OBJECTS = {"graph": tuple(graph for graph in GRAPHS if graph not in ("none", "published"))}
 
 GROUPS = {  # of options in --help: their names here, and what a person wants to do with them
+    "help": "options",  # argparse's own, where -h stands
     "input": "say what to read",
     "data": "choose data sets and captions",  # of evaluate.py: see DATA
     "model": "choose the model",
@@ -139,7 +140,8 @@ OPTIONS = (
     option("--queries", "infer", "input", nargs="+", metavar="TEXT",
            help="sentences, or text files with one a line; default those of the samples"),
     option("--det-json", "infer", "input", metavar="DIR",
-           help="folder of detections that mirrors --images; default no graphs"),
+           help="folder of detections that mirrors --images; default no graphs, but of the "
+                "samples theirs"),
     option("--skip-unreadable", "infer", "input", action="store_true",
            help="leave out images that cannot be read, and list them; default an error"),
     option("--against", "audit", "input", nargs=2, metavar=("A", "B"),
@@ -149,23 +151,27 @@ OPTIONS = (
            help="the image that the detections belong to"),
     option("--seed", "scenes", "input", type=int, default=0, help="another one: other scenes"),
     # ------------------------------------------------------------------ data
-    option("--dataset", "train evaluate audit", "data", nargs="+", default=["scenes"],
-           metavar="NAME",
+    option("--dataset", "train", "data", nargs="+", default=["scenes"], metavar="NAME",
            help="scenes, ucm, rsicd, rsitmd or names of your own; several train together"),
+    option("--dataset", "evaluate", "data", nargs="+", default=["scenes"], metavar="NAME",
+           help="scenes, ucm, rsicd, rsitmd or names of your own; each is measured by itself"),
+    option("--dataset", "audit", "data", nargs="+", default=["scenes"], metavar="NAME",
+           help="scenes, ucm, rsicd, rsitmd or a name of your own, one alone"),
     option("--data-root", "train evaluate audit", "data", free=True, nargs="+", metavar="DIR",
            help="a folder for each data set; only scenes has a default, data/scenes"),
     option("--det-json", "train evaluate audit", "data", free=True, nargs="+", metavar="DIR",
            help="a folder of detections for each; default <data root>/det_json"),
     option("--annotations", "train evaluate audit", "data", free=True, nargs="+", choices=FORMS,
            metavar="FORM",
-           help="form of the captions of each, needed where a folder holds several: "
-                f"{', '.join(FORMS)} (default auto)"),
+           help="form of the captions of each: auto finds it; where a folder holds several, "
+                f"{', '.join(FORMS[1:])}"),
     option("--caption-form", "train evaluate", "data", nargs="+", metavar="FORM",
            help="pir: cleaned as PIR and HarMA do, to compare with them; a text with {} goes "
                 'around every caption, as "a satellite photo of {}"; or both; {} alone: as they '
                 "are"),
     option("--dev-images", "train evaluate", "data", least=0, type=int, default=0,
-           help="choose the model on so many images drawn from train, to keep val unseen"),
+           help="draw so many images from train as split dev, to choose the model on them and "
+                "keep val unseen"),
     # ------------------------------------------------------------------ model
     option("--model", "train", "model",
            help="sizes, a file in models/, for training from scratch; default small"),
@@ -189,8 +195,8 @@ OPTIONS = (
     option("--train", "train", "start", choices=TRAINED, default="all",
            help="what learns besides new layers, which always do; graph and lora take less memory"),
     option("--lr", "train", "start", above=0, only={"clip": GIVEN}, type=number,
-           help="rate of pretrained layers, to lower where they unlearn; default 1e-5, of --train "
-                "lora 2e-4"),
+           help="rate of pretrained layers and adapters; lower it where they unlearn; default "
+                "1e-5, of --train lora 2e-4"),
     option("--lora", "train", "start", least=0, only={"train": ("lora",)},
            type=number, nargs=3, default=LORA, metavar=("RANK", "ALPHA", "DROPOUT"),
            help="adapters: a higher rank learns more"),
@@ -234,7 +240,8 @@ OPTIONS = (
            help="loader processes; raise where a GPU waits for data"),
     # ------------------------------------------------------------------ what a script writes
     option("--top-k", "infer", "output", least=0, type=int, default=0,
-           help="list so many best images for each sentence"),
+           help="list so many best images for each sentence; default 10 where there are more "
+                "than 20 images, with --threshold all that reach it"),
     option("--threshold", "infer", "output", least=-1, most=1, type=number,
            help="list and write to --csv only images with this cosine or more; default all"),
     option("--save-features", "infer", "output", type=output_path, metavar="FILE",
@@ -258,13 +265,13 @@ OPTIONS = (
     option("--out", "scenes", "output", default="data/scenes", metavar="DIR",
            help="folder to write the data set to"),
     option("--samples", "scenes", "output", action="store_true",
-           help="write test/ and det_json/ as committed instead"),
+           help="write the samples in test/ and det_json/ instead, as they are committed"),
     option("--out", "export", "output", required=True, metavar="PATH",
            help="a .pt or .safetensors file, or a folder"),
     option("--naming", "export", "output", choices=NAMINGS, default="open_clip",
            help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a "
                 "new folder for transformers"),
-    option("--debug", "train evaluate infer clip_gcn audit V_Graph scenes export", "output",
+    option("--debug", "train evaluate infer clip_gcn audit V_Graph scenes export", "help",
            free=True, action="store_true", help="show where in the code an error was raised"),
 )
 # fmt: on
@@ -296,9 +303,12 @@ def add_options(parser, script):
         if not in_group:
             continue
         of_checkpoint = script == "evaluate" and name == "data"
-        group = parser.add_argument_group(
-            f"{title} (default: the checkpoint's)" if of_checkpoint else title
-        )
+        if name == "help":
+            group = parser
+        else:
+            group = parser.add_argument_group(
+                f"{title} (default: the checkpoint's)" if of_checkpoint else title
+            )
         for row in in_group:
             default = "" if of_checkpoint else _default(row)
             text = row.settings["help"] + default + _conditions(row, names)
@@ -423,7 +433,8 @@ def run(main):
     except (MemoryError, RuntimeError) as error:
         # torch has an OutOfMemoryError of its own; torch is not imported here.
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            end(f"out of memory ({str(error).splitlines()[0]}); halve --batch-size")
+            reason = str(error).partition("\n")[0] or "no more is told"
+            end(f"out of memory ({reason}); halve --batch-size")
         raise
 
 

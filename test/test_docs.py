@@ -54,7 +54,7 @@ COMMANDS = {
 
 def commands_in(path):
     """(script, words) of the command lines in a README, without what its shell adds."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("\\\n", "")
     for line in re.findall(r"^(?:OMP_NUM_THREADS=1 )?python (.+)$", text, flags=re.MULTILINE):
         script, *words = shlex.split(line, comments=True)
         if script in COMMANDS and words != ["--help"]:

@@ -11,6 +11,7 @@ import audit
 import clip
 import evaluate
 import infer
+import options
 import train
 import V_Graph
 from conftest import ROOT
@@ -145,6 +146,17 @@ def test_debug_shows_the_traceback(tmp_path):
     words = ["gone.json", "--image", SAMPLE, "--debug"]
     found = process(str(ROOT / "V_Graph.py"), *words, folder=tmp_path)
     assert found.returncode == 1 and "Traceback" in found.stderr
+
+
+@pytest.mark.parametrize(("told", "shown"), [("", "no more is told"), ("4 GiB\nat", "4 GiB")])
+def test_too_little_memory_is_one_line(told, shown, capsys):
+    def main():
+        raise MemoryError(told)
+
+    with pytest.raises(SystemExit):
+        options.run(main)
+    expected = f"error: out of memory ({shown}); halve --batch-size\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_closed_pipe_is_no_error(tmp_path):
