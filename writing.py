@@ -25,7 +25,10 @@ def written_whole(path):
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            raise OSError(f"{path}: not written ({error})") from error
         return
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

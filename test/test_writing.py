@@ -53,3 +53,9 @@ def test_a_link_leads_to_the_new_file_and_a_pipe_stays_one(path):
     write_text(pipe, "new")
     assert pipe.is_fifo() and os.read(reader, 9) == b"new"
     os.close(reader)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_a_device_that_takes_nothing_is_named():
+    with pytest.raises(OSError, match=r"^/dev/full: not written \(.*No space"):
+        write_text("/dev/full", "new")
