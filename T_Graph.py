@@ -64,9 +64,9 @@ QUANTITIES = {  # (count, form): words
     (3, "at_least"): "several",
     (None, "many"): (
         "many, lots of, a lot of, plenty of, numerous, dozens of, hundreds of, thousands of, tens "
-        "of, scores of, full of, a large number of, large numbers of, a great number of, a great "
-        "many, countless, crowded with, a large amount of, pairs of, large "
-        "quantities of, various, packed with, filled with"
+        "of, scores of, a large number of, large numbers of, a great number of, a great "
+        "many, countless, a large amount of, pairs of, large "
+        "quantities of, various"
     ),
     (None, "unknown"): "each, every",
 }
@@ -109,8 +109,9 @@ RELATIONS = {  # of the thing before the words to the one behind them
     "between": "between, in between, among, sandwiched between",
     "apart": "far from, far away from, away from, a long way from",
     "surrounded": (  # around, the other way
-        "surrounded by, surrounded with, encircled by, enclosed by, ringed by, semi surrounded by"
+        "surrounded by, surrounded with, sourrounded by, surounded by, encircled by, enclosed by, ringed by, semi surrounded by"
     ),
+    "holds": "full of, crowded with, filled with, packed with",  # in, the other way
     "amid": "amid, amidst",  # in one thing, around which several are
     "": (  # no relation that an image from above shows
         "in front of, behind, under, underneath, beneath, outside, over, across, through, apart "
@@ -123,20 +124,21 @@ FUNCTION_WORDS = {  # type of lexeme: words
     "article": "a, an, the, this, that one, single, another, the same, a single, these, those",
     "be": "is, are, was, were, be, being, been",
     "there": "there is, there are, there was, there were, we can see, there",
-    "and": "and, or, as well as, and also, along with, together with, plus",
-    "with": "with, has, have, having, contains, containing, contain, including, includes, owns",
+    "and": "and, or, but, as well as, and also, along with, together with, plus",
+    "with": "with, having, containing, including",
+    "has": "has, have, contains, contain, includes, owns, had",
     "no": "no, not any, without, without any, neither, nor, not a, not an, nor any, no other",
-    "of": "of, of the",
+    "of": "of",
     "of them": "of them, of which, of these, of those",
     "it": "it, its, them, their, they",
     "which": "which, that, where, whose, who",
-    "stop": "while, but, when, whereas",
+    "stop": "while, when, whereas",
     "cancel": "each other, one another",
     "like": "like a, like an, like, in the shape of, in shape of, the shape of, as a",
     "or more": "or more, or so",
     "shaped": "shaped, view, views, style",
     "": "all, very, also, only, just, so, quite, almost, about, not, can be seen, can, too, together, "
-    "here, as, seen, for, one side, up, down, out, off, what, other, different, same, then, if, "
+    "here, as, seen, winding, curving, flowing, running, rolling, sandy, grassy, rocky, snowy, portable, for, one side, up, down, out, off, what, other, different, same, then, if, "
     "old, new, busy, empty, closed, damaged, beautiful, modern, bare, dense, sparse, lush, narrow, "
     "straight, thick, irregular, main, open, wild, dry, wet, clear, typical, medium, regular, "
     "whole, such, parallel, tidy, luxuriant, vertical, barren, prosperous, own, opposite, flat, "
@@ -145,9 +147,9 @@ FUNCTION_WORDS = {  # type of lexeme: words
     "famous, public, special, nice, luxurious, common, messy, well, densely, ordered, orange and",
 }
 VERBS = (
-    "park stand sit lie line cross span run sail fly go pass connect cover divide stop drive moor "
+    "belong block beat park stand sit lie line cross span run sail fly go pass connect cover divide stop drive moor "
     "dock grow look form stretch wait lead extend link float move separate bridge rest cast split "
-    "border face share overlook rise appear make come take enter leave play walk turn"
+    "border face share overlook rise appear make come take enter leave play walk turn built made shown spread"
 ).split()
 NOUN_FORMS = "parking swimming shopping training landing loading mooring camping playing".split()
 THINGS = (  # with a kind or an adjective in them
@@ -162,6 +164,9 @@ NO_THINGS = set(
     "east west surface basketball tennis football baseball soccer golf one other thing object piece "
     "amount lot distance front middle style".split()
 )
+
+
+IRREGULAR = {"children": "child", "men": "man", "women": "woman", "crossroads": "crossroads"}
 
 
 def _split(text):
@@ -180,6 +185,8 @@ def _plurals(word):
 
 
 def singular(word):
+    if word in IRREGULAR:
+        return IRREGULAR[word]
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     if word.endswith(("sses", "xes", "ches", "shes", "uses")):
@@ -391,6 +398,7 @@ class _Mentions:
         self._sentence = sentence
         self._nouns = []  # (word, value of a kind or None) of the phrase that is open
         self._negated = ""  # "now", then "spread" over further things
+        self._each = False  # what each of others has is not counted
         self._start_phrase()
         kinds = [lexeme[0] for lexeme in lexemes] + ["stop"]
         for i, (kind, value, start, end) in enumerate(lexemes):
@@ -409,6 +417,8 @@ class _Mentions:
             kind = "word" if following in ("word", "kind", "thing") else "verb"
         if kind == "verb":
             kind = self._verb_or_noun(words, following, before)
+        if kind == "done":
+            return
         if kind in ("word", "kind", "thing"):
             self._noun(kind, value, words, following)
         elif kind == "article":
@@ -418,12 +428,15 @@ class _Mentions:
         elif kind == "count":
             if self._nouns and words.isdigit():  # as in "runway 27"
                 return
+            more = self._more
             self._close()
+            self._more = more
             count, form, arrangement = value
             if self._more is not None and count is not None:
                 count, form = count + self._more, "at_least"
             self._count = (count, form)
             self._attributes += [arrangement] if arrangement else []
+            self._each = self._each or form == "unknown"
             self._unspread()
         elif kind == "attribute":
             if self._nouns:
@@ -455,7 +468,7 @@ class _Mentions:
             self._negated = "now"
         elif kind == "of them":
             self._start_phrase()
-            self.parts.append(("it", None))
+            self.parts.append(("it", "part"))
         elif kind == "relation it":
             self._boundary("relation", value)
             self.parts.append(("it", None))
@@ -463,11 +476,15 @@ class _Mentions:
             self._boundary("relation", "")
         else:
             self._boundary(kind, value)
+            if value == "holds":
+                self._count = (None, "many")
 
     def _boundary(self, kind, value):
         self._close()
         if kind not in ("and", "comma", "of"):
             self._negated = ""
+        if kind in ("stop", "there"):
+            self._each = False
         self.parts.append((kind, value))
 
     def _unspread(self):
@@ -481,6 +498,8 @@ class _Mentions:
             self._close_nouns()
             self.parts.append(("verb", None))
             return "done"
+        if words.lower().endswith("ing") and following == "word":
+            return "word"  # as in "a boarding gate"
         if following in ("word", "kind", "thing", "attribute", "verb", "gerund"):
             return "done"
         return "done" if words.lower().endswith("ed") else "word"
@@ -494,6 +513,10 @@ class _Mentions:
                 return
         if kind == "kind" and last and not last[1] and value[1] and following in COUNTING:
             self._close()  # as in "a walkway bridges two buildings"
+            self.parts.append(("verb", None))
+            return
+        if kind == "word" and last and (following == "article" or _is_plural(last[0])):
+            self._close()  # as in "the dam blocks the river", "waves beat on the beach"
             self.parts.append(("verb", None))
             return
         self._nouns.append((words, value if kind == "kind" else None))
@@ -515,6 +538,9 @@ class _Mentions:
             if self._negated:
                 self._negated = "spread"
         elif self._attributes:
+            if self._determiner and self._attributes == ["square"]:
+                self.unknown.add("square")
+                self.parts.append(("thing", None))
             self._predicate()
         elif not self._determiner and not self._count and self._more is None:
             return
@@ -549,7 +575,7 @@ class _Mentions:
             count, form = self._count
         elif plural:
             count, form = 2, "at_least"
-        elif self._determiner:
+        elif self._determiner and not self._each:
             count, form = 1, "exact"
         else:
             count, form = None, "unknown"
@@ -561,7 +587,9 @@ class _Mentions:
 
     def _mentioned_before(self, ids, plural):
         """The node that "the bridge" means once more, or None."""
-        if self._determiner not in ("the", "this", "that", "these", "those") or self._count:
+        if self._determiner not in ("the", "this", "that", "these", "those"):
+            return None
+        if self._count and self._count[1] != "unknown":
             return None
         for i in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[i]
@@ -574,7 +602,13 @@ class _Mentions:
 COUNTING = ("article", "count")
 
 
+def _is_plural(noun):
+    return singular(noun.lower()) != noun.lower()
+
+
 # ------------------------------------------------------------------ relations
+
+NAMING = ("thing", "attribute", "place")
 
 
 class _Relations:
@@ -583,6 +617,7 @@ class _Relations:
     def __init__(self, mentions):
         self.nodes = mentions.nodes
         self.edges = {}  # (node, node): relation
+        self._antecedent = []  # what "it" means: the group before the subject
         self._start_clause()
         self._host = []  # what "with" stands behind
         parts = [*mentions.parts, ("stop", None)]
@@ -596,22 +631,24 @@ class _Relations:
         self._relation = None  # (name, its subject; None for one that follows)
         self._is_object = False  # whether the group is the relation's object
         self._place = None  # of the next group
+        self._group_place = None  # of the group
+        self._is_part = False  # whether the clause is about a part of a group
 
     def _read(self, kind, value, following, before):
         if kind == "thing":
             self._thing(value, following[0] if following else ("stop", None))
         elif kind == "relation":
-            self._open(value, before)
+            self._open(value, before, following[0][0] if following else "stop")
         elif kind == "it":
-            self._pronoun(before)
+            self._pronoun(value, before)
         elif kind in ("place", "attribute"):
             self._say(kind, value, following, before)
         elif kind in ("and", "of"):
-            self._joins = bool(self._group)
+            self._joins = bool(self._group) and (self._joins or before in NAMING)
         elif kind == "comma":
             fronted = self._is_object and self._relation and self._relation[1] is None
-            self._joins = bool(self._group) and not fronted
-        elif kind == "with":
+            self._joins = bool(self._group) and not fronted and before in NAMING
+        elif kind in ("with", "has"):
             self._host = self._about(before)
             self._end_relation()
             self._joins = False
@@ -655,7 +692,7 @@ class _Relations:
             return self._subject if self._is_object or self._relation else group
         return group
 
-    def _open(self, name, before):
+    def _open(self, name, before, following):
         """A relation begins."""
         subject = self._about(before)
         if not subject:
@@ -665,22 +702,27 @@ class _Relations:
         self._relation = (name, subject)
         self._is_object = False
         self._joins = False
+        if self._host and subject and following in ("stop", "be", "and", "comma"):
+            for node in self._host:  # as in "a bridge with boats beside"
+                self._edge(name, subject, node)
+            self._relation = None
 
     def _thing(self, node, following):
-        new_clause = following[0] in ("be", "verb", "relation", "there")
+        new_clause = following[0] in ("be", "has", "verb", "relation", "there")
         if self._joins and not (self._is_object and new_clause):
             self._group.append(node)
         else:
             self._new_group(node)
         if self._relation and self._is_object:
             self._connect(node)
-        if self._place and node is not None:
-            self.nodes[node]["place"] = self._place
+        if self._group_place and node is not None:
+            self.nodes[node]["place"] = self._group_place
         self._joins = False
 
     def _new_group(self, node):
         old = self._group
         self._group = [node]
+        self._group_place, self._place = self._place, None
         if self._relation and not self._is_object:
             self._is_object = True
             return
@@ -692,7 +734,8 @@ class _Relations:
             self._subject = self._group
             return
         self._relation, self._is_object = None, False
-        self._antecedent = self._subject
+        self._antecedent = old
+        self._is_part = False
         if not self._host or not self._subject:
             self._subject = self._group
 
@@ -709,6 +752,8 @@ class _Relations:
                 continue
             if name == "surrounded":
                 self.edges[target, source] = "around"
+            elif name == "holds":
+                self.edges[target, source] = "in"
             elif name == "amid":
                 if self.nodes[target]["count"] == 1:
                     self.edges[source, target] = "in"
@@ -717,21 +762,24 @@ class _Relations:
             else:
                 self.edges[source, target] = name
 
-    def _pronoun(self, before):
+    def _pronoun(self, value, before):
         if before == "relation" and self._relation:
-            target = self._host or self._antecedent_of()
+            target = self._host or self._antecedent
             for node in target:
                 self._connect(node)
             self._relation, self._is_object = None, False
         elif self._subject:
             self._group = self._subject
-
-    def _antecedent_of(self):
-        return getattr(self, "_antecedent", [])
+            self._is_part = value == "part"
 
     def _say(self, kind, value, following, before):
-        if kind == "place" and (not self._group or (following and following[0][0] == "there")):
+        next_kind = following[0][0] if following else "stop"
+        opens = before in ("and", "comma", "stop") and next_kind in ("thing", "there", "comma")
+        if kind == "place" and (opens or not self._group):
             self._place = value
+            self._joins = False
+            return
+        if kind == "attribute" and self._is_part:
             return
         for node in self._about(before):
             if node is None:
