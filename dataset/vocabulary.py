@@ -15,7 +15,7 @@ MOST_WORDS = 256  # of a sentence that are read; a text tower sees 77 tokens
 SYNONYMS = {  # a name of the label map: other words for it
     "airplane": "jet, airliner, jetliner",
     "basketball court": "basketball field",
-    "building": "villa, skyscraper, high rise",
+    "building": "villa, skyscraper, high rise, edifice",
     "expressway service area": "service area",
     "ground track field": "running track, athletic field, athletics track, track field",
     "harbor": "pier, dock, wharf, jetty, quay, marina",
@@ -24,6 +24,7 @@ SYNONYMS = {  # a name of the label map: other words for it
     "overpass": "flyover",
     "ship": "yacht, ferry, sailboat",
     "soccer ball field": "soccer pitch, football pitch, football ground",
+    "tennis court": "tennis field",
     "vehicle": "automobile, sedan",
 }
 SHARED = {  # a word: the names that it may stand for
@@ -39,8 +40,8 @@ NO_THINGS = set(  # unless a noun stands before them
     "image picture photo photograph scene frame view part middle center centre foot row line group "
     "area ground concrete shape size color colour order kind type number place left right top side "
     "bottom corner edge end direction way background shade form position pattern north south angle "
-    "east west surface basketball tennis football baseball soccer golf one other thing object piece "
-    "amount lot distance front style circle".split()
+    "east west surface basketball tennis football baseball soccer golf one other thing object "
+    "piece amount lot distance front style circle".split()
 )
 
 # ------------------------------------------------------------------ counts and attributes
@@ -102,7 +103,9 @@ RELATIONS = {  # of the thing before the words to the one behind them; "" has no
         "to, right beside, right next to, neighboring"
     ),
     "around": "around, in a ring around, all around, surrounds, surround, surrounding, encircle",
-    "surrounded": "surrounded by, surrounded with, encircled by, enclosed by, ringed by",
+    "surrounded": (
+        "surrounded by, surrounded with, semi surrounded by, encircled by, enclosed by, ringed by"
+    ),
     "in": "in, inside, at, within, inside of",
     "on": "on, on top of, upon",
     "holds": "full of, crowded with, filled with, packed with",  # in, the other way, and many
@@ -137,9 +140,12 @@ WORDS = {  # type of a lexeme: words
         "in this picture, in the picture, in this image, in the image, of the image, in the photo, "
         "all, very, also, only, just, so, quite, almost, about, not, can be seen, can, too, both "
         "sides, together, here, as, seen, for, up, down, out, off, what, other, different, same, "
+        "aside, abreast, again, forward, alone, since, because, already, we, "
         "then, if, much, any, most, more, half, piece of, pieces of, part of, parts of, own, such, "
         # adjectives, which an unknown thing goes without
-        "old, new, busy, empty, closed, damaged, beautiful, modern, bare, dense, sparse, lush, dry, "
+        "old, new, busy, empty, closed, damaged, beautiful, modern, bare, dense, sparse, lush, "
+        "dry, desolate, verdant, peaceful, healthy, broad, endless, free, emerald, good, "
+        "residential, commercial, industrial, rectangle, brand, "
         "narrow, straight, thick, irregular, main, open, wild, wet, clear, typical, medium, flat, "
         "regular, whole, parallel, tidy, luxuriant, vertical, barren, prosperous, opposite, rough, "
         "smooth, quiet, calm, close, complex, shallow, muddy, spacious, famous, public, special, "
@@ -148,10 +154,11 @@ WORDS = {  # type of a lexeme: words
     ),
 }
 VERBS = (
-    "appear beat belong block border bridge come connect cover cross divide dock drive enter "
-    "extend face float fly form go grow join lead leave lie line link look make moor move overlook "
-    "park pass play rest rise run sail separate share sit span split stand stop stretch take turn "
-    "wait walk goes built made found shown cast"
+    "abut appear beat belong block border bridge come compose connect consist constitute cover "
+    "cross divide dock drive enter extend face float flow fly form go grow join lead leave line lie "
+    "link locate look make melt moor move overlook park pass play rest rise run sail scatter see "
+    "seem separate serve share sit situate span split stand stop stretch take throw turn wait walk "
+    "goes built made found shown grown set"
 ).split()
 NOUNS_IN_ING = "parking swimming shopping training landing loading mooring camping".split()
 IRREGULAR = {"children": "child", "men": "man", "women": "woman"}
@@ -205,7 +212,7 @@ _TOKENS = re.compile(
     rf"(?P<where>(?:{_SIDE}|parts?|half)(?:[ -](?:{_SIDE}|hand|parts?|half))*)\b"
     r"(?P<of> of\b(?P<image>(?: (?:the|this|that|an?|whole|entire))* "
     r"(?:image|picture|photo|photograph|scene|frame)\b)?)?"
-    r"|(?P<word>[^\W_]+(?:['\u2019][^\W_]+)?)"
+    r"|(?P<word>[^\W_]+)(?:['\u2019]s\b)?"
     r"(?P<modifier>(?:-[^\W_]+)*-(?:shaped|like|lane|story|storey|style|way|sided|colored)\b)?"
     r"|(?P<comma>,)|[.;:!?]"
 )
@@ -260,9 +267,10 @@ class Vocabulary:
         self._add_kinds(lines)
         kinds = list(self._phrases)
         self._add_words()
-        self._next = {}  # first word, second word: phrases, the longest first
+        self._longer = {}  # first two words: phrases, the longest first
         for words in sorted(self._phrases, key=len, reverse=True):
-            self._next.setdefault(words[:2], []).append(words)
+            if len(words) > 1:
+                self._longer.setdefault(words[:2], []).append(words)
         known = {word for words in self._phrases for word in words}
         often_misspelt = [*kinds, *(split(phrase) for phrase in RELATIONS["surrounded"].split(","))]
         self._slips = {}  # misspelt: word
@@ -344,31 +352,31 @@ class Vocabulary:
     def read(self, text):
         """The lexemes of a text in lower case: (type, value, start, end) each, in order."""
         tokens = list(itertools.islice(_TOKENS.finditer(text), MOST_WORDS))
-        words = [self._slips.get(token["word"], token["word"]) for token in tokens]
+        written = [token["word"] for token in tokens]
+        words = [self._slips.get(word, word) for word in written]
+        words.append(None)
+        ends = [token.end("word") if token["word"] else token.end() for token in tokens]
         lexemes = []
-        after = 0  # the phrase before
-        for i, token in enumerate(tokens):
-            if i < after:
-                continue
-            after = i + 1
-            if words[i] is None:
+        i = 0
+        while i < len(tokens):
+            token, word, size = tokens[i], words[i], 1
+            if word is None:
                 kind, value = _place(token) if token["at"] else _mark(token)
             elif token["modifier"]:
-                shaped = token["modifier"].endswith("shaped")
-                kind, value = ("attribute", token[0]) if shaped else ("", None)
+                is_shape = token["modifier"].endswith("shaped")
+                kind, value = "attribute" if is_shape else "", token[0]
             else:
-                (kind, value), after = self._phrase(words, i) or (_by_form(token["word"]), i + 1)
+                phrase = (word,)
+                for longer in self._longer.get((word, words[i + 1]), ()):
+                    if tuple(words[i : i + len(longer)]) == longer:
+                        phrase = longer
+                        break
+                kind, value = self._phrases.get(phrase) or _by_form(written[i])
+                size = len(phrase)
             if kind:
-                lexemes.append((kind, value, token.start(), tokens[after - 1].end()))
+                lexemes.append((kind, value, token.start(), ends[i + size - 1]))
+            i += size
         return lexemes
-
-    def _phrase(self, words, i):
-        """The longest phrase at word i, or None: (type, value), and where it ends."""
-        for phrase in self._next.get(tuple(words[i : i + 2]), ()):
-            if tuple(words[i : i + len(phrase)]) == phrase:
-                return self._phrases[phrase], i + len(phrase)
-        found = self._phrases.get((words[i],))
-        return (found, i + 1) if found else None
 
 
 def _mark(token):
