@@ -21,7 +21,6 @@ from dataset.vocabulary import AT_LEAST, NO_THINGS, ROOMS_FOR_KINDS, Vocabulary,
 from det_formats.det_json import LABELS, read_label_map
 from escaping import escaped
 from options import parse_options, run
-from writing import written_whole
 
 NOUNS = ("word", "kind", "thing")  # types of lexemes
 SAID = ("thing", "attribute", "place")  # types of parts
@@ -457,3 +456,39 @@ class _Relations:
             if node is not None and not self._of_part:
                 if attribute not in self.nodes[node]["attributes"]:
                     self.nodes[node]["attributes"].append(attribute)
+
+
+# ------------------------------------------------------------------ the command
+
+
+def main(arguments=None):
+    # The command alone draws; the functions above need no images.
+    from dataset import images
+    from det_formats.drawing import draw_text_graph
+
+    options = parse_options("T_Graph", __doc__, arguments)
+    if options.draw:
+        images.check_picture_name(options.draw)
+    label_map = read_label_map(options.labels or LABELS)
+    graph = build_text_graph(options.sentence, label_map, options.north_up)
+
+    print(f"{escaped(options.sentence)}: {len(graph)} nodes, {len(graph.edges)} edges")
+    for i, node in graph.nodes(data=True):
+        kinds = escaped(" or ".join(label_map.names(node["kinds"])))
+        count = "" if node["count"] is None else f" {node['count']}"
+        said = [*node["attributes"], *([f"place: {node['place']}"] if node["place"] else [])]
+        print(
+            f"  {i:2d} {escaped(node['words']):20s} {kinds}, {node['count_form']}{count}"
+            f"{''.join(f', {escaped(words)}' for words in said)}"
+        )
+    for i, j, relation in graph.edges(data="relation"):
+        print(f"  edge {i}-{j}: {relation}")
+    if graph.graph["unknown"]:
+        print(f"  in no label: {escaped(', '.join(graph.graph['unknown']))}")
+    if options.draw:
+        images.save_picture(draw_text_graph(graph, label_map), options.draw)
+        print(f"drawn to {escaped(options.draw)}")
+
+
+if __name__ == "__main__":
+    run(main)

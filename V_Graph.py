@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import itertools
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import networkx as nx
@@ -26,7 +25,6 @@ import numpy as np
 from det_formats.det_json import LABELS, load_detections, read_label_map
 from escaping import escaped
 from options import MAX_OBJECTS, parse_options, run
-from writing import written_whole
 
 GEOMETRY = 7  # columns of node features after the K label columns
 
@@ -227,16 +225,12 @@ def _matrices(slots, boxes):
 
 def main(arguments=None):
     # The command alone draws and opens images; the functions above need neither.
-    from PIL import Image
-
     from dataset import images
     from det_formats.drawing import draw_graph
 
     options = parse_options("V_Graph", __doc__, arguments)
-    if options.draw and not images.is_image(options.draw):
-        raise ValueError(
-            f"--draw {escaped(options.draw)}: the suffix is of no image format; end it in .png"
-        )
+    if options.draw:
+        images.check_picture_name(options.draw)
     image = images.open_image(options.image)
     detections = load_detections(options.detections)
     label_map = read_label_map(options.labels or LABELS)
@@ -264,10 +258,7 @@ def main(arguments=None):
         adjacency, degree = build_matrices(options.detections, rule)
         print(f"published rule '{rule}': adjacency sum {adjacency.sum():.4f}, {adjacency.shape}")
     if options.draw:
-        picture = draw_graph(image, graph, seen=seen)
-        suffix = Path(options.draw).suffix.lower()
-        with written_whole(options.draw) as temporary:
-            picture.save(temporary, format=Image.registered_extensions()[suffix])
+        images.save_picture(draw_graph(image, graph, seen=seen), options.draw)
         print(f"drawn to {escaped(options.draw)}")
 
 

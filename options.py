@@ -149,6 +149,9 @@ OPTIONS = (
     option("detections", "V_Graph", "input", help="a file of det_json/"),
     option("--image", "V_Graph", "input", required=True, metavar="FILE",
            help="the image that the detections belong to"),
+    option("sentence", "T_Graph", "input", help="a sentence, in quotes"),
+    option("--north-up", "T_Graph", "input", action="store_true",
+           help='"north of" means above, and so on: the images have north at their top'),
     option("--seed", "scenes", "input", type=int, default=0, help="another one: other scenes"),
     # ------------------------------------------------------------------ data
     option("--dataset", "train", "data", nargs="+", default=["scenes"], metavar="NAME",
@@ -184,7 +187,7 @@ OPTIONS = (
     option("--fusion", "train", "model", above=0, most=1, only=WITH_GRAPH, type=gate_or_number,
            default=0.5, metavar="gate|SHARE",
            help="the graph's share of the sum, up to 1; gate: learned, per image"),
-    option("--labels", "train audit V_Graph", "model", only=WITH_OBJECTS, metavar="FILE",
+    option("--labels", "train audit V_Graph T_Graph", "model", only=WITH_OBJECTS, metavar="FILE",
            help="labels of the detections, for a detector of your own, a label and its aliases a "
                 "line; default det_json/labels.txt"),
     option("--max-objects", "train audit V_Graph", "model", least=1, only=WITH_OBJECTS, type=int,
@@ -260,6 +263,7 @@ OPTIONS = (
            help="show the worst and best queries in this file"),
     option("--draw", "V_Graph", "output", metavar="FILE",
            help="write boxes, labels and edges over the image to this file"),
+    option("--draw", "T_Graph", "output", metavar="FILE", help="draw the graph to this file"),
     option("--out", "clip_gcn", "output", type=output_path, metavar="FILE",
            help="write the features to this .npz file"),
     option("--out", "scenes", "output", default="data/scenes", metavar="DIR",
@@ -271,7 +275,7 @@ OPTIONS = (
     option("--naming", "export", "output", choices=NAMINGS, default="open_clip",
            help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a "
                 "new folder for transformers"),
-    option("--debug", "train evaluate infer clip_gcn audit V_Graph scenes export", "help",
+    option("--debug", "train evaluate infer clip_gcn audit V_Graph T_Graph scenes export", "output",
            free=True, action="store_true", help="show where in the code an error was raised"),
 )
 # fmt: on

@@ -11,6 +11,7 @@ from PIL import Image, TiffImagePlugin
 from det_formats.det_json import load_detections
 from det_formats.foreign import SHOWN, foreign_format_of_file
 from escaping import escaped
+from writing import written_whole
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
@@ -27,6 +28,20 @@ _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 def is_image(path):
     """Whether a path ends like an image file."""
     return Path(path).suffix.lower() in SUFFIXES
+
+
+def check_picture_name(path):
+    """Raise ValueError where `save_picture` cannot write to a path of this suffix."""
+    if not is_image(path):
+        raise ValueError(
+            f"--draw {escaped(path)}: the suffix is of no image format; end it in .png"
+        )
+
+
+def save_picture(picture, path):
+    """Write a PIL image to a file, whole or not at all, in the format of its suffix."""
+    with written_whole(path) as temporary:
+        picture.save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])
 
 
 def files_below(root):

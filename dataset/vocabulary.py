@@ -155,10 +155,10 @@ WORDS = {  # type of a lexeme: words
 }
 VERBS = (
     "abut appear beat belong block border bridge come compose connect consist constitute cover "
-    "cross divide dock drive enter extend face float flow fly form go grow join lead leave line lie "
-    "link locate look make melt moor move overlook park pass play rest rise run sail scatter see "
-    "seem separate serve share sit situate span split stand stop stretch take throw turn wait walk "
-    "goes built made found shown grown set"
+    "cross divide dock drive enter extend face float flow fly form go grow join lead leave line "
+    "lie link locate look make melt moor move overlook park pass play rest rise run sail scatter "
+    "see seem separate serve share sit situate span split stand stop stretch take throw turn wait "
+    "walk goes built made found shown grown set"
 ).split()
 NOUNS_IN_ING = "parking swimming shopping training landing loading mooring camping".split()
 IRREGULAR = {"children": "child", "men": "man", "women": "woman"}

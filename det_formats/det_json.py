@@ -60,6 +60,11 @@ class LabelMap:
     def __len__(self):
         return len(self.lines) + 1
 
+    def names(self, class_ids):
+        """The first name of each class id, as a list."""
+        lines = [*self.lines, "other"]
+        return [lines[class_id].split(",")[0].strip() for class_id in class_ids]
+
     def class_id(self, label):
         """Class id of a label. A label that no line names is reported once and gets "other"."""
         if label not in self._known:

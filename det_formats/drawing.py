@@ -1,9 +1,11 @@
 """An image's objects and the strongest edges of their graph, drawn over the image.
 
+And a sentence's graph, drawn by itself.
 Rectangles are (left, top, right, bottom) in pixels of the picture; N is the number of objects.
 """
 
 import math
+import textwrap
 from functools import cache
 
 import numpy as np
@@ -205,3 +207,87 @@ def _with_legend(picture, seen, unseen, left_out):
         pen.text((_PAD, y + _PAD), line, fill="white", font=_font())
         y += height
     return whole
+
+
+# ------------------------------------------------------------------ sentences
+
+
+def draw_text_graph(graph, label_map):
+    """The nodes and edges of a `T_Graph.build_text_graph` as a new image, with its sentence.
+
+    Nodes stand on an ellipse, the first one at the left. The words of an edge stand nearer to the
+    node that it starts from.
+    """
+    lines = textwrap.wrap(escaped(graph.graph["sentence"])[:600], 70) or [""]
+    if graph.graph["unknown"]:
+        unknown = escaped(", ".join(graph.graph["unknown"]))[:600]
+        lines += textwrap.wrap(f"in no label: {unknown}", 70)
+    texts = {i: _node_lines(i, node, label_map) for i, node in graph.nodes(data=True)}
+    sizes = [
+        _text_size(line) for line in lines + [line for text in texts.values() for line in text]
+    ]
+    line_height = sizes[0][1]
+    top = line_height * len(lines)
+    # Wide enough for two nodes side by side with an edge between, and a line of text.
+    width = max([SIDE // 2 + 20, *(2 * text_width + 150 for text_width, _ in sizes[len(lines) :])])
+    width = max(width, *(text_width for text_width, _ in sizes[: len(lines)]))
+    height = max(140, 75 * len(graph)) if len(graph) > 2 else 140
+    picture = Image.new("RGB", (width, top + height), "white")
+    pen = ImageDraw.Draw(picture)
+    for k, line in enumerate(lines):
+        pen.text((_PAD, k * line_height + _PAD), line, fill="black", font=_font())
+
+    boxes = {}
+    for k, (i, text) in enumerate(texts.items()):
+        text_width = max(_text_size(line)[0] for line in text)
+        reach = (width - text_width) / 2 - 8 if len(texts) > 1 else 0
+        bearing = math.pi * (1 + 2 * k / len(texts))
+        x = width / 2 + reach * math.cos(bearing)
+        y = top + height / 2 + (height / 2 - 2 * line_height) * math.sin(bearing)
+        half = text_width / 2, len(text) * line_height / 2
+        boxes[i] = (x - half[0], y - half[1], x + half[0], y + half[1])
+    for i, j, relation in graph.edges(data="relation"):
+        _arrow(pen, boxes[i], boxes[j], relation)
+    for i, (left, y, right, bottom) in boxes.items():
+        colour = _COLOURS[graph.nodes[i]["kinds"][0] % len(_COLOURS)]
+        pen.rectangle((left, y, right, bottom), fill="white", outline=colour, width=2)
+        for k, line in enumerate(texts[i]):
+            place = (left + 2 * _PAD, y + k * line_height + _PAD)
+            pen.text(place, line, fill="black", font=_font())
+    return picture
+
+
+def _node_lines(i, node, label_map):
+    """A node as lines of text: its words, its kinds, its count, what else is said of it."""
+    count = "" if node["count"] is None else f"{node['count']} "
+    said = list(node["attributes"]) + ([node["place"]] if node["place"] else [])
+    lines = [f"{i} {escaped(node['words'])}", escaped(" or ".join(label_map.names(node["kinds"])))]
+    lines.append(f"{count}{node['count_form'].replace('_', ' ')}")
+    if said:
+        lines.append(escaped(", ".join(said)))
+    return [line if len(line) < 40 else f"{line[:37]}..." for line in lines]
+
+
+def _arrow(pen, box, other, words):
+    """An arrow from one rectangle to another, with words on it."""
+    (x0, y0), (x1, y1) = _towards(box, other), _towards(other, box)
+    pen.line((x0, y0, x1, y1), fill="black", width=2)
+    bearing = math.atan2(y1 - y0, x1 - x0)
+    for side in (-0.4, 0.4):
+        barb = (x1 - 11 * math.cos(bearing + side), y1 - 11 * math.sin(bearing + side))
+        pen.line((x1, y1, *barb), fill="black", width=2)
+    width, height = _text_size(words)
+    left, top = 0.6 * x0 + 0.4 * x1 - width / 2, 0.6 * y0 + 0.4 * y1 - height / 2
+    pen.rectangle((left, top, left + width, top + height), fill="white")
+    pen.text((left + _PAD, top + _PAD), words, fill="black", font=_font())
+
+
+def _towards(box, other):
+    """The point where the line between the middles of two rectangles leaves the first."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    step_x, step_y = (other[0] + other[2]) / 2 - x, (other[1] + other[3]) / 2 - y
+    reach = [
+        abs(half / step) for half, step in ((box[2] - x, step_x), (box[3] - y, step_y)) if step
+    ]
+    fraction = min(reach, default=0)
+    return x + fraction * step_x, y + fraction * step_y

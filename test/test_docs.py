@@ -48,6 +48,7 @@ COMMANDS = {
     "infer.py": "infer",
     "audit.py": "audit",
     "V_Graph.py": "V_Graph",
+    "T_Graph.py": "T_Graph",
     "clip_gcn_image_feature_integration.py": "clip_gcn",
 }
 

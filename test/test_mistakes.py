@@ -11,7 +11,7 @@ import audit
 import clip
 import evaluate
 import infer
-import options
+import T_Graph
 import train
 import V_Graph
 from conftest import ROOT
@@ -26,6 +26,7 @@ MAINS = {
     "infer": infer.main,
     "audit": audit.main,
     "V_Graph": V_Graph.main,
+    "T_Graph": T_Graph.main,
     "clip": clip.main,
     "scenes": scenes.main,
 }
@@ -73,6 +74,8 @@ MISTAKES = (  # script, command line, what the message says
     ("audit", "--dataset ucm --data-root gone", "gone: no such folder"),
     ("V_Graph", f"gone.json --image {SAMPLE}", "gone.json"),
     ("V_Graph", f"{BOXES} --image gone.png", "gone.png: no such image"),
+    ("T_Graph", "planes --labels gone.txt", "gone.txt: not readable as a label file"),
+    ("T_Graph", "planes --draw graph.txt", "--draw graph.txt: the suffix is of no image format"),
     ("clip", "export --checkpoint gone.pt --out plain.pt", "gone.pt: no such"),
     ("scenes", "--out .", "holds other files than scenes"),
 )

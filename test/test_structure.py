@@ -14,6 +14,7 @@ import evaluate
 import infer
 import loss
 import options
+import T_Graph
 import train
 import V_Graph
 from backbones import towers
@@ -36,6 +37,7 @@ SCRIPTS = {
     "infer": infer,
     "audit": audit,
     "V_Graph": V_Graph,
+    "T_Graph": T_Graph,
     "clip": clip,
     "clip_gcn_image_feature_integration": clip_gcn_image_feature_integration,
     "dataset.scenes": scenes,
