@@ -213,7 +213,7 @@ _TOKENS = re.compile(
     r"(?P<of> of\b(?P<image>(?: (?:the|this|that|an?|whole|entire))* "
     r"(?:image|picture|photo|photograph|scene|frame)\b)?)?"
     r"|(?P<word>[^\W_]+)(?:['\u2019]s\b)?"
-    r"(?P<modifier>(?:-[^\W_]+)*-(?:shaped|like|lane|story|storey|style|way|sided|colored)\b)?"
+    r"(?P<modifier>(?:-[^\W_]+){0,3}-(?:shaped|like|lane|story|storey|style|way|sided|colored)\b)?"
     r"|(?P<comma>,)|[.;:!?]"
 )
 _SAME_PLACE = {"upper": "top", "lower": "bottom", "center": "middle", "centre": "middle"}

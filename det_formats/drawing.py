@@ -239,7 +239,7 @@ def draw_text_graph(graph, label_map):
 
     boxes = {}
     for k, (i, text) in enumerate(texts.items()):
-        text_width = max(_text_size(line)[0] for line in text)
+        text_width = max(_text_size(line)[0] for line in text) + 2 * _PAD
         reach = (width - text_width) / 2 - 8 if len(texts) > 1 else 0
         bearing = math.pi * (1 + 2 * k / len(texts))
         x = width / 2 + reach * math.cos(bearing)
