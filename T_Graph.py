@@ -23,6 +23,9 @@ from escaping import escaped
 from options import parse_options, run
 
 NOUNS = ("word", "kind", "thing")  # types of lexemes
+BOUNDARIES = frozenset(
+    ["be", "there", "with", "has", "place", "stop", "which", "it", "them", "cancel"]
+)
 SAID = ("thing", "attribute", "place")  # types of parts
 
 
@@ -97,6 +100,8 @@ class _Mentions:
             kind = "word" if after in NOUNS else "verb"
         if kind in NOUNS:
             self._noun(kind, value, words, after)
+        elif kind in BOUNDARIES:
+            self._boundary(kind, value)
         elif kind == "verb":
             self._verb(words, before, after)
         elif kind in ("article", "no"):

@@ -206,31 +206,33 @@ def _slips(word):
 
 _SIDE = "upper|top|lower|bottom|left|right|middle|center|centre|central|corners?|edges?|sides?"
 _TOKENS = re.compile(
-    # "in the upper left corner of the image", "on both sides of"
-    r"(?P<at>in|on|at|to|near|by|along) (?P<whose>(?:(?:the|its|their|this|one|both|two|three|four|"
-    r"all|each|either|an?|other|very) )*)"
+    r"(?P<word>[^\W_]+)(?:['\u2019]s\b)?"
+    r"(?P<modifier>(?:-[^\W_]+){0,3}-(?:shaped|like|lane|story|storey|style|way|sided|colored)\b)?"
+    r"|(?P<comma>,)|[.;:!?]"
+)
+_BEFORE_PLACES = frozenset("in on at to near by along".split())
+_PLACE = re.compile(  # "in the upper left corner of the image", "on both sides of"
+    r"(?P<at>[a-z]+) (?P<whose>(?:(?:the|its|their|this|one|both|two|three|four|all|each|either|"
+    r"an?|other|very) )*)"
     rf"(?P<where>(?:{_SIDE}|parts?|half)(?:[ -](?:{_SIDE}|hand|parts?|half))*)\b"
     r"(?P<of> of\b(?P<image>(?: (?:the|this|that|an?|whole|entire))* "
     r"(?:image|picture|photo|photograph|scene|frame)\b)?)?"
-    r"|(?P<word>[^\W_]+)(?:['\u2019]s\b)?"
-    r"(?P<modifier>(?:-[^\W_]+){0,3}-(?:shaped|like|lane|story|storey|style|way|sided|colored)\b)?"
-    r"|(?P<comma>,)|[.;:!?]"
 )
 _SAME_PLACE = {"upper": "top", "lower": "bottom", "center": "middle", "centre": "middle"}
 _SAME_PLACE["central"] = "middle"
 
 
-def _place(token):
+def _place(found):
     """Type and value of a place in the image or of a relation to a side of a thing."""
-    words = [word.rstrip("s") for word in re.split("[ -]", token["where"])]
+    words = [word.rstrip("s") for word in re.split("[ -]", found["where"])]
     sides = [_SAME_PLACE.get(word, word) for word in words]
     sides = [side for side in sides if side not in ("side", "part", "half", "hand")]
-    of_it = bool({"its", "their"} & set(token["whose"].split()))
-    if token["image"] or not (token["of"] or of_it):
-        if token["at"] == "to" or not sides:
+    of_it = bool({"its", "their"} & set(found["whose"].split()))
+    if found["image"] or not (found["of"] or of_it):
+        if found["at"] == "to" or not sides:
             return "", None
         return "place", "corner" if len(sides) > 1 else sides[0]
-    relation = {"in": "in", "at": "in", "on": "on", "near": "beside"}.get(token["at"], "")
+    relation = {"in": "in", "at": "in", "on": "on", "near": "beside"}.get(found["at"], "")
     if words == ["side"]:
         relation = "beside"
     elif sides in (["left"], ["right"]):
@@ -360,8 +362,13 @@ class Vocabulary:
         i = 0
         while i < len(tokens):
             token, word, size = tokens[i], words[i], 1
-            if word is None:
-                kind, value = _place(token) if token["at"] else _mark(token)
+            place = _PLACE.match(text, token.start()) if word in _BEFORE_PLACES else None
+            if place:
+                kind, value = _place(place)
+                while i + size < len(tokens) and ends[i + size] <= place.end():
+                    size += 1
+            elif word is None:
+                kind, value = "comma" if token["comma"] else "stop", None
             elif token["modifier"]:
                 is_shape = token["modifier"].endswith("shaped")
                 kind, value = "attribute" if is_shape else "", token[0]
@@ -377,7 +384,3 @@ class Vocabulary:
                 lexemes.append((kind, value, token.start(), ends[i + size - 1]))
             i += size
         return lexemes
-
-
-def _mark(token):
-    return ("comma" if token["comma"] else "stop"), None
