@@ -17,15 +17,13 @@ from functools import lru_cache
 
 import networkx as nx
 
-from dataset.vocabulary import AT_LEAST, NO_THINGS, ROOMS_FOR_KINDS, Vocabulary, singular
+from dataset.vocabulary import NO_THINGS, ROOMS_FOR_KINDS, Vocabulary, singular
 from det_formats.det_json import LABELS, read_label_map
 from escaping import escaped
 from options import parse_options, run
 
 NOUNS = ("word", "kind", "thing")  # types of lexemes
-BOUNDARIES = frozenset(
-    ["be", "there", "with", "has", "place", "stop", "which", "it", "them", "cancel"]
-)
+BOUNDARIES = frozenset("be there with has place stop which it them cancel".split())
 SAID = ("thing", "attribute", "place")  # types of parts
 
 
@@ -116,7 +114,7 @@ class _Mentions:
         elif kind == "at least":
             if after == "count":
                 self._close()
-                self._more = AT_LEAST[words.lower()]
+                self._more = value
             else:  # "over" is a relation, too, that no image from above shows
                 self._boundary("relation", "")
         elif kind == "or more":
@@ -239,12 +237,14 @@ class _Mentions:
         elif things or kinds or head not in NO_THINGS:
             self.unknown.add(" ".join([*(noun[0].lower() for noun in modifiers), head]))
             self.parts.append(("thing", None))
+        elif self._determiner and self.parts[-1][0] == "and":  # "and the ground is dark"
+            self.parts.append(("thing", None))
 
     def _add_node(self, words, value):
         ids, is_plural, _ = value
         again = self._mentioned_before(ids, is_plural)
         if again is not None:
-            self.parts.append(("thing", again))
+            self._add_thing(again)
             return
         count, form = None, "unknown"
         if self._negated:
@@ -265,7 +265,11 @@ class _Mentions:
                 "place": None,
             }
         )
-        self.parts.append(("thing", None if count == 0 else len(self.nodes) - 1))
+        self._add_thing(len(self.nodes) - 1)
+
+    def _add_thing(self, node):
+        """What is absent stands nowhere: no edge leads to it."""
+        self.parts.append(("thing", None if self.nodes[node]["count"] == 0 else node))
 
     def _mentioned_before(self, ids, is_plural):
         """The node that a phrase like "the bridge" means once more, or None."""

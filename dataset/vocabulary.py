@@ -339,8 +339,8 @@ class Vocabulary:
         for compass, name in COMPASS.items():
             for words in ("{} of", "to the {} of", "on the {} of", "on the {} side of"):
                 self._add(words.format(compass), "compass", name)
-        for phrase in AT_LEAST:
-            self._add(phrase, "at least", None)
+        for phrase, more in AT_LEAST.items():
+            self._add(phrase, "at least", more)
         for kind, phrases in WORDS.items():
             self._add(phrases, kind, None)
         for thing in FIXED_THINGS.split(","):

@@ -5,6 +5,7 @@ was written before the parser, and each sentence that is read otherwise.
 """
 
 import json
+import random
 import re
 import time
 from collections import Counter
@@ -191,6 +192,26 @@ def test_long_and_hostile_sentences_take_no_time(text):
     assert time.perf_counter() - start < 0.5
 
 
+def test_no_order_of_words_is_an_error():
+    source = (ROOT / "dataset" / "vocabulary.py").read_text(encoding="utf-8")
+    words = re.findall(r"[a-z0-9]+|[,.'-]", source) + [
+        "plane",
+        "harbors",
+        "7",
+        "\u0130",
+        "At-Least",
+    ]
+    draw = random.Random(0)
+    for _ in range(2000):
+        sentence = "".join(draw.choice(words) + draw.choice(("", " ", "  ")) for _ in range(20))
+        graph = build_text_graph(sentence, LABELS)
+        for _, node in graph.nodes(data=True):
+            assert node["words"] in " ".join(sentence.split()) or "\u0130" in sentence
+            assert node["kinds"] == tuple(sorted(set(node["kinds"]))) != ()
+            assert (node["count"] is None) == (node["count_form"] in ("many", "unknown"))
+        assert all(graph.nodes[i]["count"] != 0 for pair in graph.edges for i in pair)
+
+
 def test_it_is_deterministic_and_fast():
     sentences = [sentence for index in TEST[:40] for sentence in scene(0, index)[1]]
     first = [read(sentence) for sentence in sentences]
@@ -213,7 +234,7 @@ def test_it_is_deterministic_and_fast():
     ("folder", "splits", "expected"),
     [
         ("UCM", ("train", "val", "test"), (10500, 6327, 792, 1243)),
-        ("RSICD", ("train", "val"), (49140, 32150, 3091, 9349)),
+        ("RSICD", ("train", "val"), (49140, 32150, 3091, 9350)),
     ],
 )
 def test_real_captions_name_kinds_numbers_and_relations(real_data, folder, splits, expected):
