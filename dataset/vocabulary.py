@@ -168,8 +168,8 @@ NO_PLURALS = "sports", "crossroads"
 
 
 def split(text):
-    """Words of a name in lower case; hyphens and underscores are spaces."""
-    return tuple(text.replace("-", " ").replace("_", " ").lower().split())
+    """Words of a name in lower case; hyphens, underscores and other marks stand between them."""
+    return tuple(re.findall(r"[^\W_]+", text.lower()))
 
 
 def plurals(word):
@@ -193,13 +193,10 @@ def singular(word):
 
 
 def _slips(word):
-    """A long word with one letter after the first left out, added or exchanged with the next."""
-    if len(word) > 5:
-        for i in range(1, len(word)):
-            yield word[:i] + word[i + 1 :]
-            yield word[:i] + word[i + 1 : i + 2] + word[i] + word[i + 2 :]
-            for letter in "abcdefghijklmnopqrstuvwxyz":
-                yield word[:i] + letter + word[i:]
+    """A word with one letter after the first left out, or exchanged with the next."""
+    for i in range(1, len(word)):
+        yield word[:i] + word[i + 1 :]
+        yield word[:i] + word[i + 1 : i + 2] + word[i] + word[i + 2 :]
 
 
 # ------------------------------------------------------------------ tokens
@@ -273,13 +270,13 @@ class Vocabulary:
         for words in sorted(self._phrases, key=len, reverse=True):
             if len(words) > 1:
                 self._longer.setdefault(words[:2], []).append(words)
-        known = {word for words in self._phrases for word in words}
+        self._known = {word for words in self._phrases for word in words}
         often_misspelt = [*kinds, *(split(phrase) for phrase in RELATIONS["surrounded"].split(","))]
+        self._long = {word for words in often_misspelt for word in words if len(word) > 5}
         self._slips = {}  # misspelt: word
-        for word in itertools.chain(*often_misspelt):
+        for word in sorted(self._long):
             for slip in _slips(word):
-                if slip not in known:
-                    self._slips.setdefault(slip, word)
+                self._slips.setdefault(slip, word)
 
     def _add(self, phrases, kind, value):
         """Add phrases with commas between; what was added first stays."""
@@ -351,11 +348,23 @@ class Vocabulary:
             for word in (verb, *plurals(verb)):
                 self._add(word, "verb", None)
 
+    def _mended(self, word):
+        """What a word that is in no phrase may mean: it has a letter less, more or exchanged."""
+        if word is None or len(word) > 24:
+            return word
+        if word in self._slips:
+            return self._slips[word]
+        for i in range(1, len(word)):
+            shorter = word[:i] + word[i + 1 :]
+            if shorter in self._long:
+                return shorter
+        return word
+
     def read(self, text):
         """The lexemes of a text in lower case: (type, value, start, end) each, in order."""
         tokens = list(itertools.islice(_TOKENS.finditer(text), MOST_WORDS))
         written = [token["word"] for token in tokens]
-        words = [self._slips.get(word, word) for word in written]
+        words = [word if word in self._known else self._mended(word) for word in written]
         words.append(None)
         ends = [token.end("word") if token["word"] else token.end() for token in tokens]
         lexemes = []
