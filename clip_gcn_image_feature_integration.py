@@ -213,7 +213,7 @@ def encode_files(model, checkpoint, paths, detections, device, batch_size=64):
     images = Images(
         [paths[i] for i in readable],
         [boxes[i] for i in readable],
-        sum(detections[i] is None for i in readable),
+        [detections[i] is not None for i in readable],
         **settings,
     )
     images.sizes = [found[i][0] for i in readable]
@@ -289,6 +289,32 @@ def encode_texts(model, texts, device, batch_size=256):
             features = model.encode_text(trim(part).to(device))
             parts.append(F.normalize(features, dim=-1).cpu())
     return torch.cat(parts)[inverse]  # (T, D)
+
+
+class SplitFeatures(NamedTuple):
+    """A split, encoded: I images and their T captions, one image's after another's."""
+
+    images: torch.Tensor  # "fused" features (I, D)
+    texts: torch.Tensor  # (T, D)
+    captions: list  # (T)
+    image_of_text: np.ndarray  # (T)
+
+
+def encode_split(model, images, records, device, batch_size=64, workers=0, text_features=None):
+    """The SplitFeatures of an ImageSet, in the order of its records.
+
+    text_features: those of the captions (T, D), where they are known.
+    """
+    captions = [caption for record in records for caption in record.captions]
+    counts = [len(record.captions) for record in records]
+    if text_features is None:
+        text_features = encode_texts(model, captions, device)
+    return SplitFeatures(
+        images=encode_images(model, images, device, batch_size, workers)["fused"],
+        texts=text_features,
+        captions=captions,
+        image_of_text=np.repeat(np.arange(len(records)), counts),
+    )
 
 
 # ------------------------------------------------------------------ the script

@@ -27,12 +27,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import clip
 from clip_gcn_image_feature_integration import (
-    encode_images,
-    encode_texts,
+    encode_split,
     load_model,
     pick_device,
     plain_options,
@@ -41,6 +38,7 @@ from clip_gcn_image_feature_integration import (
 from dataloader import RetrievalData, prepare_source, require_files, sources
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
+from evidence import evidence_of, of_checkpoint
 from metrics.intervals import bootstrap, compare
 from metrics.page import write_page
 from metrics.protocol import from_features, measure
@@ -58,36 +56,28 @@ def captions_of(records):
     return [caption for record in records for caption in record.captions]
 
 
-def retrieve(
-    model, images, records, device, batch_size=64, workers=0, equivalence=False, text_features=None
-):
-    """Encode a split, every image and every distinct caption once, to a `ranks.Retrieval`.
+def retrieve(split, images, evidence=None, equivalence=False):
+    """The `ranks.Retrieval` of a `SplitFeatures` of an ImageSet.
 
-    images: the split's ImageSet, in the order of its records. equivalence: whether equal captions
-    fit equal images. text_features: those of the captions (T, D), where they are known.
+    evidence: an `evidence.Evidence`, to be added to the cosines. equivalence: whether equal
+    captions fit equal images.
     """
-    captions = captions_of(records)
-    image_of_text = np.repeat(np.arange(len(records)), [len(r.captions) for r in records])
-    image_features = encode_images(model, images, device, batch_size, workers)["fused"]
-    if text_features is None:
-        text_features = encode_texts(model, captions, device)
+    added = None
+    if evidence is not None:
+        added = evidence.weight * evidence_of(evidence.tables, images, split.captions)  # (I, T)
     return from_features(
-        image_features, text_features, image_of_text, captions if equivalence else None
+        split.images,
+        split.texts,
+        split.image_of_text,
+        captions=split.captions if equivalence else None,
+        evidence=added,
     )
 
 
 def evaluate(model, images, records, device, batch_size=64, workers=0, text_features=None):
-    """Encode a split and measure it: the dict of `measure`. Arguments as those of `retrieve`."""
-    found = retrieve(
-        model,
-        images,
-        records,
-        device,
-        batch_size=batch_size,
-        workers=workers,
-        text_features=text_features,
-    )
-    return measure(found)
+    """Encode a split and measure it: the dict of `measure`. Arguments: those of `encode_split`."""
+    split = encode_split(model, images, records, device, batch_size, workers, text_features)
+    return measure(retrieve(split, images))
 
 
 # ------------------------------------------------------------------ what is measured
@@ -216,8 +206,8 @@ def _read_images(data, split, saved):
 # ------------------------------------------------------------------ the script
 
 
-def _result(job, saved, options, given, found):
-    """A result as it is written to --json."""
+def _result(job, saved, options, given, found, evidence):
+    """A result as it is written to --json. evidence: an Evidence or None."""
     records = job.data.records(options.split)
     is_plain_clip = "path" in saved
     weights_file = Path(saved["path"] if is_plain_clip else job.checkpoint)
@@ -235,11 +225,13 @@ def _result(job, saved, options, given, found):
         "definition": saved["definition"],
         "epoch": saved.get("epoch"),
         "caption_equivalence": options.caption_equivalence,
+        "evidence_weight": None if evidence is None else evidence.weight,
         "data_options": {name: job.data.options[name] for name in given},
         "training_options": saved["options"],
         "left_out": saved.get("left_out"),
         **measure(found),
         "intervals": bootstrap([table_by_image]),
+        "objects": [len(class_ids) for class_ids, _ in job.images.boxes],
         "per_image": table_by_image,
     }
 
@@ -292,17 +284,13 @@ def main(arguments=None):
     results, rows, page = [], [], None
     for job in prepare(options, given, load):
         model, saved = load(job.checkpoint)
+        evidence = of_checkpoint(saved, options.evidence)
         records = job.data.records(options.split)
-        found = retrieve(
-            model,
-            job.images,
-            records,
-            device,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            equivalence=options.caption_equivalence,
+        split = encode_split(
+            model, job.images, records, device, options.batch_size, options.workers
         )
-        result = _result(job, saved, options, given, found)
+        found = retrieve(split, job.images, evidence, options.caption_equivalence)
+        result = _result(job, saved, options, given, found, evidence)
         results.append(result)
         if options.ranks or options.html:
             queries = query_rows(found, result["per_image"]["names"], captions_of(records))

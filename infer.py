@@ -4,9 +4,10 @@
     python infer.py --images tiles/ --det-json det_json_of_tiles/ --queries "two ships" --top-k 5
     python infer.py --images "a/*.tif" b.png --queries sentences.txt --threshold 0.3 --csv hits.csv
 
-Prints the cosine of every image's fused and every sentence's text embedding, sentences by images,
-the best image of each sentence marked, and a legend with the best sentence of each image and the
-best image of each sentence. Of many images only the best for each sentence are listed.
+Prints the score of every image and sentence: the cosine of their embeddings and, where the model
+has it, the weighted object evidence (see evidence.py). Sentences stand by images, the best image of
+each sentence marked, and a legend has the best sentence of each image and the best image of each
+sentence. Of many images only the best for each sentence are listed.
 """
 
 from options import answer_early
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +38,16 @@ from clip_gcn_image_feature_integration import (
 )
 from dataset.annotations import prepared, read_text
 from dataset.batches import require_readable
-from dataset.images import files_below, is_image
+from dataset.images import files_below, is_image, open_image, require_detection_folder
+from det_formats.drawing import draw_graph
+from det_formats.measures import find
 from escaping import escaped
+from evidence import evidence_of, kind_names, of_checkpoint, reasons, statements_of
 from metrics.tables import write_csv
 from model import latest_checkpoint
 from options import parse_options, run
+from T_Graph import build_text_graph
+from V_Graph import build_graph
 from writing import write_text, written_whole
 
 WIDEST = 20  # images in a printed matrix; beyond, only the best are listed
@@ -208,6 +215,36 @@ def print_ranking(ranked, threshold=-math.inf):
             print(f"  {place:3d}. {hit['score']:.3f} {escaped(hit['image'])}")
 
 
+def explain(query, hits, images, names, evidence, prefix):
+    """Print what speaks for a query's hits (indices of Images) and against, and draw their objects.
+
+    The pictures are prefix-1.png, -2.png ...; an image without a detection file has none.
+    """
+    kinds = kind_names(images.label_map)
+    graph = build_text_graph(query, images.label_map)
+    print(f"\nwhy: {escaped(query)}")
+    if graph.graph["unknown"]:
+        print(f"  matched by pixels only: {', '.join(graph.graph['unknown'])}")
+    for place, i in enumerate(hits, start=1):
+        print(f"  {place}. {escaped(names[i])}")
+        if not images.detected[i]:
+            print("     no detections")
+            continue
+        class_ids, boxes = images.boxes[i]
+        one = find(class_ids, boxes, images.sizes[i], len(kinds))
+        for reason in reasons(evidence.tables, one, statements_of(graph), kinds):
+            print(f"     {evidence.weight * reason.evidence:+.3f} {escaped(reason.statement)}")
+        found = [f"{n} {escaped(kinds[k])}" for k, n in sorted(Counter(class_ids.tolist()).items())]
+        print(f"     detected: {', '.join(found) or 'nothing'}")
+        objects = [
+            {"label": kinds[kind], "bbox": box.tolist()}
+            for kind, box in zip(class_ids, boxes, strict=True)
+        ]
+        picture = draw_graph(open_image(images.paths[i]), build_graph(objects, images.sizes[i]))
+        with written_whole(f"{prefix}-{place}.png") as temporary:
+            picture.save(temporary, format="PNG")
+
+
 def pairs(ranked):
     """The rows of --csv, one for each query and image: {"query", "rank", "image", "score"}."""
     rows = []
@@ -225,12 +262,17 @@ def main(arguments=None):
     else:
         paths, names = find_files([str(SAMPLES)])
         det_json = det_json or SAMPLES.parent / "det_json"
+    if det_json:
+        require_detection_folder(det_json)  # before a model is loaded
     queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
     device = pick_device(options.device)
     name = options.checkpoint or latest_checkpoint()
     model, checkpoint = load_model(name, device, options.activation)
     if options.images:
         warn_of_scenes(checkpoint)
+    evidence = of_checkpoint(checkpoint, options.evidence)
+    if options.explain and evidence is None:
+        raise ValueError("--explain: this model has no object evidence, or it is switched off")
     texts = prepare(queries, checkpoint["options"])
     detections = detections_of(names, det_json, checkpoint)
     found = encode_files(model, checkpoint, paths, detections, device, options.batch_size)
@@ -238,6 +280,10 @@ def main(arguments=None):
     names = [names[i] for i in found.readable]
     say_what_is_missing(found.images, names, [detections[i] for i in found.readable], det_json)
     scores = encode_texts(model, texts, device) @ found.features.T  # (queries, images)
+    if evidence is not None:
+        added = evidence_of(evidence.tables, found.images, queries)  # (images, queries)
+        scores = scores + evidence.weight * torch.from_numpy(added).T
+        print(f"scores are cosine + {evidence.weight:g} x object evidence")
     if not torch.isfinite(scores).all():
         raise ValueError(f"{name}: the model gives scores that are not finite")
 
@@ -261,6 +307,10 @@ def main(arguments=None):
         print("\n".join(lines))
     if top_k:
         print_ranking(ranked, threshold)
+    if options.explain:
+        for q, query in enumerate(queries):
+            hits = scores[q].sort(descending=True, stable=True).indices[: top_k or 1].tolist()
+            explain(query, hits, found.images, names, evidence, f"{options.explain}/query-{q + 1}")
     if options.csv:
         hits = ranking(scores, names, queries, len(names), threshold)
         write_csv(options.csv, ["query", "rank", "image", "score"], pairs(hits))

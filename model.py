@@ -26,6 +26,8 @@ from options import converted
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
 from writing import written_whole
 
+MOST_COUNTED = 10  # objects of a kind, where they are counted
+
 NEW_LAYERS = ("node_projection", "gcn1", "gcn2", "gcn3", "mlp", "gate")  # which no CLIP has
 
 
@@ -58,20 +60,24 @@ class FGCross(CLIP):
         """A model with random weights.
 
         labels: how many class ids the label map has, that of "other" included. graph: the branch,
-        "object", "published" or "none". fusion: "gate", or the graph's share of the sum, in 0 to 1.
+        "object", "counts", "published" or "none". fusion: "gate", or the graph's share of the sum,
+        in 0 to 1.
         """
         super().__init__(model_config)
         self.graph = graph
         self.fusion = fusion
+        self.labels = labels
         if graph == "none":
             return
         width = model_config["embed_dim"]
         if graph == "object":
             self.node_projection = nn.Linear(labels + GEOMETRY, width)
-        self.gcn1 = GCNConv(width, width)
-        self.gcn2 = GCNConv(width, width)
-        self.gcn3 = GCNConv(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        if graph != "counts":
+            self.gcn1 = GCNConv(width, width)
+            self.gcn2 = GCNConv(width, width)
+            self.gcn3 = GCNConv(width, width)
+        pooled = labels * MOST_COUNTED if graph == "counts" else width
+        self.mlp = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(), nn.Linear(width, width))
         if fusion == "gate":
             self.gate = nn.Linear(2 * width, 1)
 
@@ -121,12 +127,24 @@ class FGCross(CLIP):
 
     def encode_graph(self, nodes, adjacency, mask):
         """Object graphs (B, N, F), (B, N, N), (B, N) to vectors (B, E), zero without objects."""
+        if self.graph == "counts":
+            graph_features = self.mlp(self.thermometer(nodes, mask))  # (B, E)
+            return graph_features * mask.any(dim=1, keepdim=True)
         x = self.node_projection(nodes)  # (B, N, E)
         for layer in (self.gcn1, self.gcn2, self.gcn3):
             x = F.relu(layer(x, adjacency, mask))
         # The sum, not the mean: three planes differ from six.
         graph_features = self.mlp((x * mask[..., None]).sum(dim=1))  # (B, E)
         return graph_features * mask.any(dim=1, keepdim=True)
+
+    def thermometer(self, nodes, mask):
+        """Whether a kind is there once, twice ... MOST_COUNTED times or more, (B, K MOST_COUNTED).
+
+        All that is left of a graph where neither places nor edges count: the rival of the GCN.
+        """
+        counts = (nodes[..., : self.labels] * mask[..., None]).sum(dim=1)  # (B, K)
+        levels = torch.arange(1, MOST_COUNTED + 1, device=nodes.device)
+        return (counts[..., None] > levels - 0.5).to(nodes.dtype).flatten(1)
 
     def fuse(self, image_features, graph_features, mask):
         """CLIP's (B, E) and the graph's (B, E) features to unit embeddings (B, E).
@@ -236,6 +254,13 @@ def save_checkpoint(path, model, model_config, labels, options, **state):
         **state,
     }
     # To an open file: to a path, torch writes that path's name into the archive.
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+
+
+def add_to_checkpoint(path, **fields):
+    """Write a checkpoint of ours again, whole or not at all, with further fields."""
+    content = {**read_weights(path), **fields}
     with written_whole(path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 

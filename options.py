@@ -22,7 +22,7 @@ from escaping import escaped
 ACTIVATIONS = ("quickgelu", "gelu")
 AUGMENTATIONS = ("crop", "flip", "turn", "erase", "colour")
 FORMS = ("auto", "txt", "karpathy", "pir")
-GRAPHS = ("object", "none", "published", "exchanged", "no-edges")
+GRAPHS = ("object", "none", "published", "exchanged", "no-edges", "counts")
 LOSSES = ("infonce", "hinge", "hinge-max")
 NAMINGS = ("open_clip", "openai", "huggingface")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -116,6 +116,8 @@ def output_path(path):
     return path
 
 
+READERS = "train evaluate evidence audit"  # of whole data sets
+
 # fmt: off
 OPTIONS = (
     # ------------------------------------------------------------------ what a script reads
@@ -125,12 +127,14 @@ OPTIONS = (
     option("--checkpoint", "infer clip_gcn", "input", metavar="FILE",
            help="the model: from train.py, the published FG-CROSS, or what clip.load takes; "
                 "default the latest run's best_model.pth"),
-    option("--checkpoint", "export", "input", required=True, metavar="FILE",
+    option("--checkpoint", "export evidence", "input", required=True, metavar="FILE",
            help="the model: from train.py, or what clip.load takes"),
-    option("--activation", "evaluate infer clip_gcn export", "input", choices=ACTIVATIONS,
+    option("--activation", "evaluate infer clip_gcn export evidence", "input", choices=ACTIVATIONS,
            help="of CLIP weights that do not tell it; give it when the error asks for it"),
     option("--split", "evaluate", "input", default="test",
            help="val to choose between models, test to report; or train, dev"),
+    option("--evidence", "evaluate infer", "input", default="auto", metavar="WEIGHT",
+           help="auto, off, or its weight beside the cosine; auto: as chosen on validation"),
     option("--caption-equivalence", "evaluate", "input", action="store_true",
            help="equal captions fit equal images: for data sets whose sentences repeat"),
     option("--compare", "evaluate", "input", nargs=2, metavar="JSON",
@@ -154,25 +158,41 @@ OPTIONS = (
            help='"north of" means above, and so on: the images have north at their top'),
     option("--seed", "scenes", "input", type=int, default=0, help="another one: other scenes"),
     # ------------------------------------------------------------------ data
-    option("--dataset", "train", "data", nargs="+", default=["scenes"], metavar="NAME",
+    option("--dataset", "train evidence", "data", nargs="+", default=["scenes"], metavar="NAME",
            help="scenes, ucm, rsicd, rsitmd or names of your own; several train together"),
     option("--dataset", "evaluate", "data", nargs="+", default=["scenes"], metavar="NAME",
            help="scenes, ucm, rsicd, rsitmd or names of your own; each is measured by itself"),
     option("--dataset", "audit", "data", nargs="+", default=["scenes"], metavar="NAME",
            help="scenes, ucm, rsicd, rsitmd or a name of your own, one alone"),
-    option("--data-root", "train evaluate audit", "data", free=True, nargs="+", metavar="DIR",
+    option("--data-root", READERS, "data", free=True, nargs="+", metavar="DIR",
            help="a folder for each data set; only scenes has a default, data/scenes"),
-    option("--det-json", "train evaluate audit", "data", free=True, nargs="+", metavar="DIR",
+    option("--det-json", READERS, "data", free=True, nargs="+", metavar="DIR",
            help="a folder of detections for each; default <data root>/det_json"),
-    option("--annotations", "train evaluate audit", "data", free=True, nargs="+", choices=FORMS,
+    option("--annotations", READERS, "data", free=True, nargs="+", choices=FORMS,
            metavar="FORM",
            help="form of the captions of each: auto finds it; where a folder holds several, "
                 f"{', '.join(FORMS[1:])}"),
-    option("--caption-form", "train evaluate", "data", nargs="+", metavar="FORM",
+    option("--dataset", "ablate", "data", default="scenes", metavar="NAME",
+           help="scenes, ucm, rsicd or a name of your own; the first three have recipes"),
+    option("--data-root", "ablate", "data", metavar="DIR",
+           help="its folder; only scenes has a default, data/scenes"),
+    option("--det-json", "ablate", "data", metavar="DIR",
+           help="folder of detections; default <data root>/det_json"),
+    option("--annotations", "ablate", "data", choices=FORMS, metavar="FORM",
+           help="form of the captions; default auto"),
+    option("--rows", "ablate", "run", nargs="+", metavar="ROW",
+           help="rows of the table; default all of them"),
+    option("--seeds", "ablate", "run", nargs="+", type=int, default=[0], metavar="SEED",
+           help="each row is trained with each; three or more tell chance from gain"),
+    option("--extra", "ablate", "run", default="", metavar="OPTIONS",
+           help='further options of train.py for all rows, in quotes: "--epochs 1"'),
+    option("--out", "ablate", "run", required=True, metavar="DIR",
+           help="folder for the runs' files; what is there is not run again"),
+    option("--caption-form", "train evaluate evidence", "data", nargs="+", metavar="FORM",
            help="pir: cleaned as PIR and HarMA do, to compare with them; a text with {} goes "
                 'around every caption, as "a satellite photo of {}"; or both; {} alone: as they '
                 "are"),
-    option("--dev-images", "train evaluate", "data", least=0, type=int, default=0,
+    option("--dev-images", "train evaluate evidence", "data", least=0, type=int, default=0,
            help="draw so many images from train as split dev, to choose the model on them and "
                 "keep val unseen"),
     # ------------------------------------------------------------------ model
@@ -181,9 +201,9 @@ OPTIONS = (
     option("--image-size", "train", "model", least=1, type=int,
            help="pixels a side: more for small objects, at a cost; default the model's own"),
     option("--graph", "train", "model", choices=GRAPHS, default="object",
-           help="none: a plain CLIP, to compare with; published: the published pass, to compare "
-                "with; exchanged, no-edges: control experiments, with another image's graph or "
-                "without edges"),
+           help="to compare with: none, a plain CLIP; counts, a bag of counts instead of a graph; "
+                "published, the published pass; exchanged, no-edges: control experiments, with "
+                "another image's graph or without edges"),
     option("--fusion", "train", "model", above=0, most=1, only=WITH_GRAPH, type=gate_or_number,
            default=0.5, metavar="gate|SHARE",
            help="the graph's share of the sum, up to 1; gate: learned, per image"),
@@ -231,22 +251,26 @@ OPTIONS = (
     option("--overwrite", "train", "run", free=True, action="store_true",
            help="begin anew in a folder that holds a model, which stays until there is a new one"),
     # ------------------------------------------------------------------ device
-    option("--device", "train evaluate infer clip_gcn", "device", free=True,
+    option("--device", "train evaluate infer clip_gcn evidence", "device", free=True,
            choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any"),
     option("--batch-size", "train", "device", least=1, type=int, default=128,
            help="halve on out-of-memory; InfoNCE's negatives come from the batch"),
-    option("--batch-size", "evaluate infer clip_gcn", "device", least=1, type=int, default=64,
+    option("--batch-size", "evaluate infer clip_gcn evidence", "device", least=1, type=int,
+           default=64,
            help="halve on out-of-memory"),
     option("--precision", "train", "device", choices=PRECISIONS,
            help="fp32 where a loss is not finite; default fp32, on CUDA half"),
-    option("--workers", "train evaluate", "device", least=0, free=True, type=int, default=0,
+    option("--workers", "train evaluate evidence", "device", least=0, free=True, type=int,
+           default=0,
            help="loader processes; raise where a GPU waits for data"),
     # ------------------------------------------------------------------ what a script writes
     option("--top-k", "infer", "output", least=0, type=int, default=0,
            help="list so many best images for each sentence; default 10 where there are more "
                 "than 20 images, with --threshold all that reach it"),
     option("--threshold", "infer", "output", least=-1, most=1, type=number,
-           help="list and write to --csv only images with this cosine or more; default all"),
+           help="list and write to --csv only images with this score or more; default all"),
+    option("--explain", "infer", "output", metavar="DIR",
+           help="say why an image was found, and draw its objects to this folder"),
     option("--save-features", "infer", "output", type=output_path, metavar="FILE",
            help="write the images' names and features to this .npz file"),
     option("--csv", "infer", "output", type=output_path, metavar="FILE",
@@ -255,6 +279,10 @@ OPTIONS = (
            help="write matrix, names and ranking to this file"),
     option("--json", "evaluate", "output", type=output_path, metavar="FILE",
            help="write figures, intervals, hashes and options to this file"),
+    option("--out", "evidence", "output", required=True, type=output_path, metavar="FILE",
+           help="the new checkpoint"),
+    option("--json", "evidence", "output", type=output_path, metavar="FILE",
+           help="write the tables to this file, to be read"),
     option("--json", "audit", "output", type=output_path, metavar="FILE",
            help="write all that is counted to this file"),
     option("--ranks", "evaluate", "output", type=output_path, metavar="FILE",
@@ -275,8 +303,10 @@ OPTIONS = (
     option("--naming", "export", "output", choices=NAMINGS, default="open_clip",
            help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a "
                 "new folder for transformers"),
-    option("--debug", "train evaluate infer clip_gcn audit V_Graph T_Graph scenes export", "output",
-           free=True, action="store_true", help="show where in the code an error was raised"),
+    option("--debug",
+           "train evaluate infer clip_gcn evidence ablate audit V_Graph T_Graph scenes export",
+           "help", free=True, action="store_true",
+           help="show where in the code an error was raised"),
 )
 # fmt: on
 

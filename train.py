@@ -27,7 +27,14 @@ import torch
 from clip_gcn_image_feature_integration import pick_device
 from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
-from model import add_adapters, build, save_checkpoint
+from evidence import as_field, fit_beside
+from model import (
+    add_adapters,
+    add_to_checkpoint,
+    build,
+    load_checkpoint,
+    save_checkpoint,
+)
 from options import for_resuming, for_training, given_options, parse_options, run
 from progress import Progress
 from training import resume, run_folder
@@ -241,6 +248,16 @@ def training_loop(learner, data, options, content, progress, lines, lock):
                 stop(out, progress, noted[0])
 
 
+def add_evidence(out, data, options):
+    """Fit the object evidence beside the best model, and write it into best_model.pth."""
+    path = out / "best_model.pth"
+    device = pick_device(options["device"])
+    model, _ = load_checkpoint(path, device)
+    evidence = fit_beside(model, data, device, options["batch_size"], options["workers"])
+    if evidence is not None:
+        add_to_checkpoint(path, evidence=as_field(evidence))
+
+
 def main(arguments=None):
     """Train as the command line says; returns the best mean mR on validation."""
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -290,6 +307,8 @@ def train(options, checkpoint, lock):
     }
     begin = time.perf_counter()
     training_loop(learner, data, options, content, progress, lines, lock)
+    lock.require_held()
+    add_evidence(out, data, options)
     print(
         f"best validation mR {progress['best_score']:.1f} in epoch {progress['best_epoch']}, "
         f"{time.perf_counter() - begin:.0f} s; {out}"

@@ -29,18 +29,21 @@ from V_Graph import arrays_from_boxes, published_arrays
 class Images(Dataset):
     """Image files with the boxes of their detections: what a set and a stream have in common.
 
-    paths: image files; boxes: (class ids, boxes) of each, as `V_Graph.detection_arrays`; missing:
-    how many have no detection file; edges=False leaves the edges out; published=True gives graphs
-    by `V_Graph.published_arrays`; sizes: (width, height) of each in pixels, as far as known.
+    paths: image files; boxes: (class ids, boxes) of each, as `V_Graph.detection_arrays`; detected:
+    whether each has a detection file; source: whose graph an image gets; edges=False leaves the
+    edges out; published=True gives graphs by `V_Graph.published_arrays`; sizes: (width, height) of
+    each in pixels, as far as known.
     """
 
     def __init__(
-        self, paths, boxes, missing, *, image_size, label_map, max_objects, edges, published
+        self, paths, boxes, detected, *, image_size, label_map, max_objects, edges, published
     ):
         self.paths = [Path(path) for path in paths]
         self.boxes = boxes
         self.sizes = [None] * len(self.paths)
-        self.missing = missing
+        self.detected = detected
+        self.source = np.arange(len(self.paths))
+        self.missing = detected.count(False)
         self.image_size = image_size
         self.label_map = label_map
         self.max_objects = max_objects
@@ -123,7 +126,7 @@ class ImageSet(Images):
         super().__init__(
             paths,
             decoded.boxes,
-            sum(file is None for file in detections),
+            [file is not None for file in detections],
             image_size=image_size,
             label_map=label_map,
             max_objects=max_objects,
@@ -135,7 +138,6 @@ class ImageSet(Images):
         self.sizes = decoded.sizes
         self.hashes = decoded.hashes
         self.problems = decoded.problems
-        self.source = np.arange(len(paths))  # whose graph an image gets
         if exchange is not None:  # a cycle through all images, so that none keeps its own
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
@@ -284,6 +286,11 @@ class TrainingSet(Dataset):
         item["text_id"] = self.text_ids[caption]
         item["caption_ids"] = self.text_ids[first:after]
         return item
+
+    def captions_by_image(self):
+        """The captions of each image of the set, in its order."""
+        ends = zip(self.first[:-1], self.first[1:], strict=True)
+        return [self.captions[first:after] for first, after in ends]
 
     def batches(self, epoch, batch_size, workers=0, pin_memory=False, start=0):
         """The epoch's batches from number `start` on, images shuffled by (seed, epoch).

@@ -31,7 +31,7 @@ class ImageStream(Images):
     """
 
     def __init__(self, paths, boxes, indices, **settings):
-        super().__init__(paths, boxes, missing=0, **settings)
+        super().__init__(paths, boxes, [], **settings)
         self.indices = indices
 
     def __len__(self):

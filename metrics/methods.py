@@ -51,7 +51,8 @@ def _recipe(result, free):
     for name, value in options.items():
         if name not in ignored and value is not None:
             relevant[name] = value
-    content = [relevant, result.get("definition")]
+    with_evidence = bool(result.get("evidence_weight"))  # the weight itself is each run's own
+    content = [relevant, result.get("definition"), with_evidence]
     return json.dumps(content, sort_keys=True, default=str)
 
 

@@ -17,10 +17,11 @@ from dataset.annotations import normal_form
 from metrics.ranks import DIRECTIONS, KS, retrieval
 
 
-def from_features(image_features, text_features, image_of_text, captions=None):
+def from_features(image_features, text_features, image_of_text, captions=None, evidence=None):
     """The `ranks.Retrieval` of features (I, D) and (T, D), scored by their products in float64.
 
-    image_of_text: (T,). With `captions`, the T strings, identical ones (stripped, case folded)
+    image_of_text: (T,). evidence: (I, T), added to the scores; texts of equal features have equal
+    evidence. With `captions`, the T strings, identical ones (stripped, case folded)
     count as the same caption. Equal features are scored once, in an order of their own: ties are
     exact, and neither batch size nor the order of images and texts matters.
     """
@@ -28,6 +29,9 @@ def from_features(image_features, text_features, image_of_text, captions=None):
     distinct_texts, distinct_of_text = _distinct(text_features)
     scores = distinct_images @ distinct_texts.T
     scores = scores[distinct_of_image]  # (I, distinct texts)
+    if evidence is not None:
+        _, first = np.unique(distinct_of_text, return_index=True)
+        scores = scores + np.asarray(evidence, dtype=np.float64)[:, first]
     group_of_text = None
     if captions is not None:
         group_of_text = [normal_form(caption) for caption in captions]

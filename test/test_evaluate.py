@@ -132,13 +132,13 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
 
 def test_workers_are_not_those_of_training(save_tiny, mini, monkeypatch):
     trained = save_tiny("tiny.pth", "--dataset", "mini", "--data-root", str(mini), "--workers", "8")
-    workers, encode = [], evaluate.encode_images
+    workers, encode = [], evaluate.encode_split
 
     def remember(*arguments):
         workers.append(arguments[-1])
         return encode(*arguments)
 
-    monkeypatch.setattr(evaluate, "encode_images", remember)
+    monkeypatch.setattr(evaluate, "encode_split", remember)
     run(trained)
     run(trained, "--workers", "1")
     assert workers == [0, 1]

@@ -11,6 +11,7 @@ import audit
 import clip
 import evaluate
 import infer
+import options
 import T_Graph
 import train
 import V_Graph

@@ -148,6 +148,23 @@ def test_batch_mates_size_and_order_change_nothing(random_model, device, fusion)
     assert torch.pdist(together).min() > 1e-3
 
 
+def test_a_bag_of_counts_sees_counts_alone(tiny_model, device):
+    network = tiny_model(graph="counts").to(device)
+    nodes, adjacency, mask = graphs(COUNTS, device, shuffled=True)
+    image = pixels(len(COUNTS), device)
+    whole = embed(network, image, (nodes, adjacency, mask))
+    elsewhere = nodes.clone()
+    elsewhere[..., network.labels :] = 0.5  # all objects at one place
+    assert torch.equal(embed(network, image, (elsewhere, 0 * adjacency, mask)), whole)
+    levels = network.thermometer(nodes, mask).unflatten(1, (network.labels, -1)).sum(dim=-1)
+    for i, own in enumerate(mask):
+        counts = nodes[i, own][:, : network.labels].sum(dim=0)  # of each kind
+        assert torch.equal(levels[i], counts.clamp(max=10))
+    with torch.no_grad():
+        alone = F.normalize(network.encode_image(image), dim=-1)
+    assert torch.equal(whole[WITHOUT], alone[WITHOUT])
+
+
 # ------------------------------------------------------------------ fusion
 
 
@@ -252,8 +269,14 @@ def save(tiny_model, tiny_model_config, tmp_path):
 
 @pytest.mark.parametrize(
     "chosen",
-    [options(), options(fusion="gate"), options(graph="none"), options(graph="exchanged")],
-    ids=["sum", "gate", "none", "control"],
+    [
+        options(),
+        options(fusion="gate"),
+        options(graph="none"),
+        options(graph="exchanged"),
+        options(graph="counts"),
+    ],
+    ids=["sum", "gate", "none", "control", "counts"],
 )
 def test_a_checkpoint_alone_rebuilds_an_equal_model(
     tiny_model, tiny_model_config, save, device, chosen

@@ -1,0 +1,211 @@
+"""One table that says what helps: rows trained alike, over seeds, with and without evidence.
+
+    python ablate.py --dataset scenes --rows global fused shuffled --seeds 0 1 2 --out ablation/
+    python ablate.py --dataset ucm --data-root DIR --out ablation/       # all rows, seed 0
+
+A row is a set of options of train.py. All rows of a data set have the same recipe, and those of a
+seed the same order of data and the same first weights of the parts that they share. Each is
+measured once on the test split (of rsicd: `val`; its validation is drawn from train), with the
+object evidence and without. "The system" is the row with the best mean on validation.
+
+Each run leaves one small JSON file in --out, its weights go. What is there is not run again; a run
+that was stopped goes on. The table is printed from the files at the end.
+"""
+
+from options import answer_early
+
+if __name__ == "__main__":
+    answer_early("ablate", __doc__)  # before torch is imported, which takes seconds
+
+import json
+import shlex
+import shutil
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import evaluate
+import train
+from dataset import box_captions
+from metrics.intervals import difference, figures
+from options import parse_options, run
+from writing import write_text
+
+ROWS = {  # name: options of train.py
+    "global": ["--graph", "none"],
+    "fused": ["--graph", "object"],
+    "shuffled": ["--graph", "exchanged"],
+    "counts": ["--graph", "counts"],
+    "no-edges": ["--graph", "no-edges"],
+    "published": ["--graph", "published"],
+    "box-captions": ["--graph", "none"],  # and sentences made from the boxes, see `data_of`
+}
+
+RECIPES = {  # data set: options of train.py that all its rows share
+    "scenes": [],
+    "ucm": "--precision bf16 --batch-size 64 --weight-decay 1 --epochs 100".split(),
+    "rsicd": "--precision bf16 --weight-decay 0.5 --epochs 40 --dev-images 1000".split(),
+}
+TEST_SPLIT = {"rsicd": "val"}  # where it is not "test"
+BASE = ("global", "without")  # what the others are compared with
+
+
+# ------------------------------------------------------------------ one run
+
+
+def data_of(row, options):
+    """The data root of a row: the data set's own, or one with sentences made from the boxes."""
+    if row != "box-captions":
+        return options.data_root
+    root = Path(options.out) / f"{options.dataset}-box-captions"
+    box_captions.write(options.data_root or "data/scenes", root, options.annotations or "auto")
+    return str(root)
+
+
+def train_row(row, seed, options):
+    """Train a row, or go on with it; returns its folder."""
+    folder = Path(options.out) / f"run-{options.dataset}-{row}-{seed}"
+    if (folder / "last.pth").is_file():
+        train.main(["--resume", "--out", str(folder)])
+        return folder
+    root = data_of(row, options)
+    places = ["--data-root", root] if root else []
+    places += ["--det-json", options.det_json] if options.det_json else []
+    places += ["--annotations", options.annotations] if options.annotations else []
+    recipe = RECIPES.get(options.dataset, [])
+    arguments = ["--dataset", options.dataset, *places, *recipe, *ROWS[row], "--seed", str(seed)]
+    train.main([*arguments, *shlex.split(options.extra), "--out", str(folder)])
+    return folder
+
+
+def measure_row(folder, options):
+    """{"validation" | "test": {"without" | "with": result}} of a trained row."""
+    checkpoint = ["--checkpoint", str(folder / "best_model.pth")]
+    if options.data_root:  # box captions are of training alone
+        checkpoint += ["--dataset", options.dataset, "--data-root", options.data_root]
+        checkpoint += ["--det-json", options.det_json] if options.det_json else []
+    validation = "dev" if "--dev-images" in RECIPES.get(options.dataset, []) else "val"
+    splits = {"validation": validation, "test": TEST_SPLIT.get(options.dataset, "test")}
+    found = {}
+    for name, split in splits.items():
+        found[name] = {}
+        for choice, weight in (("without", "off"), ("with", "auto")):
+            place = ["--split", split, "--evidence", weight]
+            [found[name][choice]] = evaluate.main([*checkpoint, *place])
+    return found
+
+
+def run_row(row, seed, options):
+    """The content of a run's file, which is written if it is not there yet."""
+    path = Path(options.out) / f"{options.dataset}-{row}-{seed}.json"
+    if path.is_file():
+        print(f"{path}: is there already")
+    else:
+        write_run(path, row, seed, options)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_run(path, row, seed, options):
+    """Train and measure a row, write its file, and remove its weights."""
+    begin = time.monotonic()
+    folder = train_row(row, seed, options)
+    content = {
+        "row": row,
+        "seed": seed,
+        "dataset": options.dataset,
+        "seconds": round(time.monotonic() - begin),
+        **measure_row(folder, options),
+    }
+    write_text(path, json.dumps(content) + "\n")
+    shutil.rmtree(folder)  # which this run made
+
+
+# ------------------------------------------------------------------ the table
+
+
+def of_detected(result):
+    """A result's table by image, of the images with a detected object alone."""
+    kept = [i for i, count in enumerate(result["objects"]) if count]
+
+    def part(values):
+        if isinstance(values, dict):
+            return {name: part(column) for name, column in values.items()}
+        return [values[i] for i in kept]
+
+    return part(result["per_image"])
+
+
+def spread(values):
+    """Mean ± sample deviation of figures, in words."""
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def row_cells(name, choice, runs, base):
+    """A row of the table; base: the runs that it is compared with, or None."""
+    validation = [content["validation"][choice]["mR"] for content in runs]
+    results = [content["test"][choice] for content in runs]
+    whole = [result["per_image"] for result in results]
+    detected = [of_detected(result) for result in results]
+    cells = [
+        name,
+        choice,
+        str(len(runs)),
+        spread(validation),
+        spread([result["mR"] for result in results]),
+        spread([figures([table])["mR"] for table in detected]),
+    ]
+    if base is None or (name, choice) == BASE:
+        return [*cells, "", ""]
+    same_seeds = [run["seed"] for run in runs] == [run["seed"] for run in base]
+    of_base = [content["test"][BASE[1]] for content in base]
+    for own, others in (
+        (whole, [result["per_image"] for result in of_base]),
+        (detected, [of_detected(result) for result in of_base]),
+    ):
+        gain = difference(own, others, same_seeds)["mR"]
+        cells.append(f"{gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f}")
+    return cells
+
+
+HEADS = (
+    "row", "evidence", "seeds", "validation mR", "test mR", "images with detections",
+    "gain over global", "gain, with detections",
+)  # fmt: skip
+
+
+def table(contents):
+    """The Markdown table of all runs' contents, and a line that names the system."""
+    by_row = {}
+    for content in sorted(contents, key=lambda content: content["seed"]):
+        by_row.setdefault(content["row"], []).append(content)
+    base = by_row.get(BASE[0])
+    lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
+    validation = {}
+    for name in [name for name in ROWS if name in by_row]:
+        for choice in ("without", "with"):
+            cells = row_cells(name, choice, by_row[name], base)
+            lines.append("| " + " | ".join(cells) + " |")
+            scores = [content["validation"][choice]["mR"] for content in by_row[name]]
+            validation[f"{name}, {choice} evidence"] = mean(scores)
+    best = max(validation, key=validation.get)
+    lines.append(f"\nthe system, by the mean on validation: {best}")
+    return "\n".join(lines)
+
+
+def main(arguments=None):
+    options = parse_options("ablate", __doc__, arguments)
+    unknown = sorted(set(options.rows or ()) - set(ROWS))
+    if unknown:
+        raise ValueError(f"--rows {' '.join(unknown)}: expected some of {', '.join(ROWS)}")
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    contents = []
+    for seed in options.seeds:
+        for row in options.rows or ROWS:
+            print(f"\n{row}, seed {seed}", flush=True)
+            contents.append(run_row(row, seed, options))
+    print("\n" + table(contents))
+    return contents
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,115 @@
+"""The table: rows are trained alike, runs are not repeated, figures are those of evaluate.py."""
+
+import json
+
+import pytest
+
+import ablate
+import evaluate
+import train
+from conftest import box
+from dataset import box_captions
+from dataset.annotations import read_annotations
+
+
+@pytest.fixture
+def small(run, mini, tmp_path, monkeypatch):
+    """Runs ablate.py with one epoch of a tiny model: small("global", "fused", seeds=(0, 1))."""
+    run()  # for the tiny model config that it patches
+    monkeypatch.chdir(tmp_path)
+
+    def start(*rows, seeds=(0,)):
+        extra = "--augment --batch-size 8 --epochs 1 --device cpu"
+        place = ["--dataset", "mini", "--data-root", str(mini), "--out", str(tmp_path / "table")]
+        numbers = map(str, seeds)
+        return ablate.main([*place, "--rows", *rows, "--seeds", *numbers, "--extra", extra])
+
+    return start
+
+
+def test_rows_are_trained_and_measured_once(small, tmp_path, monkeypatch, capsys):
+    [whole, fused] = small("global", "fused")
+    assert (whole["row"], fused["row"]) == ("global", "fused")
+    for content in (whole, fused):
+        for split in ("validation", "test"):
+            without, with_evidence = content[split]["without"], content[split]["with"]
+            assert without["evidence_weight"] is None
+            assert with_evidence["evidence_weight"] is not None
+            assert len(without["objects"]) == 12
+    written = sorted(path.name for path in (tmp_path / "table").iterdir())
+    assert written == ["mini-fused-0.json", "mini-global-0.json"]  # no weights are left
+    lines = capsys.readouterr().out.splitlines()
+    cells = next(line for line in lines if line.startswith("| fused | with |")).split(" | ")
+    assert cells[4] == f"{fused['test']['with']['mR']:.1f}"
+    assert lines[-1].startswith("the system, by the mean on validation: ")
+
+    monkeypatch.setattr(train, "main", None)  # nothing is trained again
+    assert small("global", "fused") == [whole, fused]
+
+
+def test_a_stopped_run_goes_on(small, tmp_path, monkeypatch):
+    whole_run = train.main
+
+    def stop_after(arguments):
+        whole_run(arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "main", stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            small("global")
+    assert (tmp_path / "table" / "run-mini-global-0" / "last.pth").is_file()
+    [content] = small("global")
+    assert json.loads((tmp_path / "table" / "mini-global-0.json").read_text()) == content
+    assert not (tmp_path / "table" / "run-mini-global-0").exists()
+
+
+def test_gains_are_those_of_paired_runs(small, tmp_path, capsys):
+    small("global", "fused", seeds=(0, 1))
+    table = capsys.readouterr().out.splitlines()
+    results = {}
+    for row in ("global", "fused"):
+        files = [tmp_path / "table" / f"mini-{row}-{seed}.json" for seed in (0, 1)]
+        results[row] = [json.loads(file.read_text())["test"]["without"] for file in files]
+        content = {"results": results[row]}
+        (tmp_path / f"{row}.json").write_text(json.dumps(content))
+    files = [str(tmp_path / "fused.json"), str(tmp_path / "global.json")]
+    [found] = evaluate.main(["--compare", *files])
+    gain = found.difference["mR"]
+    line = next(line for line in table if line.startswith("| fused | without |"))
+    assert f"{gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f}" in line
+
+
+def test_an_unknown_row_is_refused(small):
+    with pytest.raises(ValueError, match="--rows best: expected some of global"):
+        small("best")
+
+
+# ------------------------------------------------------------------ sentences from boxes
+
+
+def detection(label, x, y):
+    return {"label": label, "bbox": box(x, y)}
+
+
+def test_sentences_say_what_the_boxes_hold():
+    found = [detection("plane", 50, 50), detection("oil-tank", 5, 5), detection("plane", 90, 9)]
+    assert box_captions.sentences_of(found, (100, 100)) == [
+        "there are two planes and an oil tank in the image .",
+        "a plane in the middle of the image .",
+    ]
+    assert box_captions.sentences_of([detection("ship", 1, 1)] * 11, (100, 100)) == [
+        "there are many ships in the image ."
+    ]
+    assert box_captions.sentences_of([], (100, 100)) == []
+
+
+def test_only_training_gets_sentences_and_nothing_is_copied(mini, tmp_path):
+    box_captions.write(mini, tmp_path / "new")
+    before, after = read_annotations(mini).splits, read_annotations(tmp_path / "new").splits
+    assert [r.captions for r in after["val"]] == [r.captions for r in before["val"]]
+    assert [r.captions for r in after["test"]] == [r.captions for r in before["test"]]
+    for old, new in zip(before["train"], after["train"], strict=True):
+        assert new.captions[: len(old.captions)] == old.captions
+        assert len(new.captions) - len(old.captions) in (0, 1, 2)
+    assert (tmp_path / "new" / "images").is_symlink()
