@@ -2,6 +2,7 @@
 
     python -m dataset.scenes                        # writes data/scenes
     python -m dataset.scenes --out DIR --seed 1     # other scenes
+    python -m dataset.scenes --twins                # writes data/twins, to be told apart
 
 Each scene is drawn from its own seed: a ground (grass, water, a shore, ...), sometimes a road, and
 1 to 20 objects of ten kinds in up to three groups, as rotated shapes with shadow and noise. Five
@@ -31,12 +32,19 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset.shapes import GROUNDS, KINDS, SIDE, composition, draw, layout
+from dataset.sentences import describe, telling
+from dataset.shapes import KINDS, SIDE, Canvas, composition, draw, layout
 from options import parse_options, run
 from progress import Progress
 from writing import written_whole
 
 VERSION = 1
+
+
+MARKER = "scenes.json"  # says what a folder holds, and whether all of it is written
+
+
+CLEAN = "clean_json"  # folder of detections without errors
 
 
 SPLITS = {"train": 2000, "val": 300, "test": 300}
@@ -45,185 +53,13 @@ SPLITS = {"train": 2000, "val": 300, "test": 300}
 SAMPLES = 5  # further scenes: the images in test/
 
 
-WORDS = {  # a true relation in words, and in words with the groups exchanged
-    "left": (("left of", "to the left of"), ("right of", "to the right of")),
-    "right": (("right of", "to the right of"), ("left of", "to the left of")),
-    "above": (("above",), ("below",)),
-    "below": (("below",), ("above",)),
-    "beside": (("right beside", "close to", "next to"), ("close to", "next to")),
-    "around": (("around", "in a ring around"), ("surrounded by", "in the middle of")),
-    "apart": (("far from", "away from"), ("far from", "away from")),
-}
+PAIRS = 1000  # of twins
 
 
-ARRANGEMENTS = {
-    "row": "in a row",
-    "packed": "packed together",
-    "scattered": "scattered about",
-}
+TWINS = 10_000  # keys of their random draws end with it or more, those of scenes with 0, 1 or 2
 
 
-ROADS = (" beside a road", " along a road", " near a road")
-
-
-NUMBERS = (
-    "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-).split()
-
-
-# ------------------------------------------------------------------ sentences
-
-
-def _positions(items):
-    return np.array([(item.x, item.y) for item in items])
-
-
-def relations(a, b):
-    """Which relations of WORDS hold between the items `a` and the items `b`, from positions."""
-    points_a = _positions(a)  # (A, 2)
-    points_b = _positions(b)  # (B, 2)
-    true = []
-    for axis, before, after in ((0, "left", "right"), (1, "above", "below")):
-        if points_a[:, axis].max() + 6 < points_b[:, axis].min():
-            true.append(before)
-        if points_b[:, axis].max() + 6 < points_a[:, axis].min():
-            true.append(after)
-    steps = points_a[:, None] - points_b[None]  # (A, B, 2)
-    gaps = np.hypot(steps[..., 0], steps[..., 1])  # (A, B)
-    sizes = np.array([item.w for item in a])[:, None] + np.array([item.w for item in b])
-    near = (gaps < 0.72 * sizes + 3).any(axis=1)  # (A)
-    if len(b) == 1 and len(a) > 3 and near.all():
-        steps = points_a - points_b[0]
-        bearings = np.sort(np.arctan2(steps[:, 0], steps[:, 1]))
-        first_again = bearings[0] + 2 * math.pi
-        if np.diff(bearings, append=first_again).max() < 2.6:
-            return ["around"]
-    if near.all():
-        true.append("beside")
-    if gaps.min() > 55:
-        true.append("apart")
-    return true
-
-
-def _third(fraction, names):
-    """The name of the low, middle or high part of the image that a mean position lies in."""
-    low, middle, high = names
-    if fraction < 0.38:
-        return low
-    if fraction > 0.62:
-        return high
-    return middle
-
-
-def _place_name(items):
-    """Where in the image a group is: "upper left corner", "centre", or None where spread out."""
-    points = _positions(items) / SIDE
-    if (points.max(0) - points.min(0)).max() > 0.4:
-        return None
-    x, y = points.mean(0)
-    row = _third(y, ("upper", "", "lower"))
-    column = _third(x, ("left", "", "right"))
-    if row and column:
-        return f"{row} {column} corner"
-    if row or column:
-        return f"{row or column} part"
-    return "centre"
-
-
-class _Group(NamedTuple):
-    """The items of one kind in a scene, as sentences speak of them."""
-
-    kind: str
-    items: list  # those that found room
-    arrangement: str  # "row", "packed" or "scattered"
-    arranged: bool  # whether the arrangement is to be seen
-
-
-def _groups_and_pairs(canvas, groups):
-    """The groups that found room, and all (group, group, relation) that hold between two."""
-    items = [[item for item in canvas.items if item.group == g] for g in range(len(groups))]
-    present = [g for g in range(len(groups)) if items[g]]
-    true = []
-    for a, b in itertools.combinations(present, 2):
-        for relation in relations(items[a], items[b]):
-            true.append((a, b, relation))
-    hosts = set()  # groups at others, and those with others about them
-    for a, b, relation in true:
-        if relation in ("beside", "around"):
-            hosts |= {a, b}
-    found = {}
-    for g in present:
-        kind, count, arrangement = groups[g]
-        whole = len(items[g]) == count
-        arranged = len(items[g]) > 2 and whole and g not in hosts
-        found[g] = _Group(kind, items[g], arrangement, arranged)
-    pairs = [(found[a], found[b], relation) for a, b, relation in true]
-    return list(found.values()), pairs
-
-
-def _pick(rng, options):
-    return str(options[int(rng.integers(len(options)))])
-
-
-def _noun(rng, group, arrangement=False):
-    """As "a ship", "two planes"; with arrangement as "three cars in a row", where it is seen."""
-    count = len(group.items)
-    name = _pick(rng, KINDS[group.kind].names)
-    if count == 1:
-        article = "an" if name[0] in "aeiou" else "a"
-        return f"{article} {name}"
-    text = f"{NUMBERS[count]} {name}s"
-    if arrangement and group.arranged:
-        text += f" {ARRANGEMENTS[group.arrangement]}"
-    return text
-
-
-def _listing(rng, groups):
-    """As "two ships, a car and three planes"."""
-    nouns = [_noun(rng, group) for group in groups]
-    if len(nouns) == 1:
-        return nouns[0]
-    return f"{', '.join(nouns[:-1])} and {nouns[-1]}"
-
-
-def _in_place(group):
-    """As " in the centre of the image"; "" where the group is spread out."""
-    place = _place_name(group.items)
-    return f" in the {place} of the image" if place else ""
-
-
-def _related(rng, groups, pairs, exchanged):
-    """Two groups and a relation that holds; where none does, the first group and its place."""
-    if not pairs:
-        return _noun(rng, groups[0], arrangement=True) + _in_place(groups[0])
-    a, b, relation = pairs[int(rng.integers(len(pairs)))]
-    words, words_exchanged = WORDS[relation]
-    if exchanged:
-        return f"{_noun(rng, b)} {_pick(rng, words_exchanged)} {_noun(rng, a)}"
-    return f"{_noun(rng, a, arrangement=True)} {_pick(rng, words)} {_noun(rng, b)}"
-
-
-def describe(rng, canvas, groups):
-    """Five sentences that are true of the canvas; which facts each states is drawn.
-
-    groups: (kind, count, arrangement) of each, as `shapes.composition` gives them. The order of
-    the draws is frozen.
-    """
-    present, pairs = _groups_and_pairs(canvas, groups)
-    ground = _pick(rng, GROUNDS[canvas.ground][0])
-    road = _pick(rng, ROADS) if canvas.road else ""
-    first = present[0]
-    one = len(present) == 1 and len(first.items) == 1
-    verb = "is" if one else "are"
-    sentences = (
-        f"{_related(rng, present, pairs, exchanged=False)} on {ground}",
-        f"there {verb} {_listing(rng, present)} on {ground}{road}",
-        _related(rng, present, pairs, exchanged=True),
-        f"{ground}{road} with {_listing(rng, present[::-1])}",
-        f"{_noun(rng, first, arrangement=True)}{_in_place(first) or road} on {ground}",
-    )
-    return [sentence[0].upper() + sentence[1:] + " ." for sentence in sentences]
+SENTENCES = 3  # at most so many of each twin
 
 
 # ------------------------------------------------------------------ detections and files
@@ -268,10 +104,14 @@ def scene(seed, index):
     canvas = layout(rng, content, relation_order[twin])
     while not canvas.items:
         canvas = layout(rng, content, relation_order[twin])
-    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
-    pixels = draw(canvas.items, canvas.ground, canvas.road, canvas.distance(x, y), rng)
+    pixels = _pixels(rng, canvas)
     sentences = describe(rng, canvas, groups)
     return pixels, sentences, detect(rng, canvas.items), canvas
+
+
+def _pixels(rng, canvas):
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    return draw(canvas.items, canvas.ground, canvas.road, canvas.distance(x, y), rng)
 
 
 def _write(image_file, detection_file, seed, index):
@@ -302,6 +142,98 @@ def _write_split(folder, split, indices, seed):
     _write_lines(folder / f"{split}_caps.txt", captions)
 
 
+# ------------------------------------------------------------------ twins
+
+
+class Twin(NamedTuple):
+    """One of a pair of scenes that only relations and places tell apart."""
+
+    pixels: np.ndarray  # (SIDE, SIDE, 3) uint8
+    sentences: list  # (text, what it states) of each: true of this twin, false of the other
+    detections: list
+    clean: list  # the same without the detector's errors
+    canvas: Canvas
+
+
+def twins(seed, pair):
+    """Pair number `pair`: two `Twin`s with the same ground, kinds and counts.
+
+    All that is drawn is placed, in both. Both have as many sentences: an answer by the images
+    alone is right for half of them. What does not fit is drawn anew.
+    """
+    for attempt in itertools.count():
+        key = (seed, pair, attempt)
+        content = composition(np.random.default_rng((*key, TWINS)))
+        _, _, groups, relation_order = content
+        drawn = sum(count for _, count, _ in groups)
+        rngs = [np.random.default_rng((*key, TWINS + twin)) for twin in (1, 2)]
+        canvases = [
+            layout(rng, content, relation)
+            for rng, relation in zip(rngs, relation_order[:2], strict=True)
+        ]
+        if len(groups) < 2 or any(len(canvas.items) < drawn for canvas in canvases):
+            continue
+        sentences = [
+            telling(rng, canvas, other)
+            for rng, canvas, other in zip(rngs, canvases, canvases[::-1], strict=True)
+        ]
+        number = min(SENTENCES, *map(len, sentences))
+        if number:
+            parts = zip(rngs, canvases, sentences, strict=True)
+            return [_twin(rng, canvas, own[:number]) for rng, canvas, own in parts]
+
+
+def _twin(rng, canvas, sentences):
+    pixels = _pixels(rng, canvas)
+    clean = []
+    for item in canvas.items:
+        kind = KINDS[item.kind]
+        clean.append(_detection(kind, item.x, item.y, item.w, item.h, item.angle, 1.0))
+    return Twin(pixels, sentences, detect(rng, canvas.items), clean, canvas)
+
+
+def _write_twins(folder, pairs, seed):
+    """Write the images, both forms of detections, the list of a test split, and `twins.json`."""
+    entries = []
+    names = []
+    captions = []
+    for pair in Progress(range(pairs), f"twins to {folder}", "pairs"):
+        entry = {"images": [], "sentences": []}
+        for number, twin in enumerate(twins(seed, pair)):
+            name = f"twin_{2 * pair + number}"
+            Image.fromarray(twin.pixels).save(folder / "images" / f"{name}.png", compress_level=1)
+            for place, detections in (("det_json", twin.detections), (CLEAN, twin.clean)):
+                text = json.dumps(detections)
+                (folder / place / f"{name}.json").write_text(text, encoding="utf-8")
+            entry["images"].append(f"{name}.png")
+            for text, states in twin.sentences:
+                entry["sentences"].append({"text": text, "of": number, "states": states})
+                names.append(f"{name}.png")
+                captions.append(text)
+        entries.append(entry)
+    _write_lines(folder / "test_filename.txt", names)
+    _write_lines(folder / "test_caps.txt", captions)
+    text = json.dumps(entries, indent=1) + "\n"
+    (folder / "twins.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def generate_twins(folder, seed=0, pairs=PAIRS):
+    """Write pairs of twins below `folder` as `generate` writes scenes; the number of images.
+
+    A data set of a test split, in which an image's captions are the sentences that are true of it
+    alone. `twins.json` lists the pairs, `clean_json/` holds detections without errors.
+    """
+    folder = Path(folder)
+    stamp = {"version": VERSION, "seed": seed, "twins": pairs}
+    if _begin(folder, stamp, ("images", "det_json", CLEAN)):
+        _write_twins(folder, pairs, seed)
+        _write_marker(folder / MARKER, stamp, complete=True)
+    return 2 * pairs
+
+
+# ------------------------------------------------------------------ a data set
+
+
 def _write_marker(marker, stamp, complete):
     with written_whole(marker) as temporary:
         temporary.write_text(json.dumps({**stamp, "complete": complete}), encoding="utf-8")
@@ -309,7 +241,7 @@ def _write_marker(marker, stamp, complete):
 
 def read_marker(folder):
     """What `scenes.json` says of a folder of scenes; None where there is none."""
-    marker = Path(folder) / "scenes.json"
+    marker = Path(folder) / MARKER
     if not marker.is_file():
         return None
     try:
@@ -332,27 +264,35 @@ def generate(folder, seed=0, splits=SPLITS):
     other scenes, or something else.
     """
     folder = Path(folder)
-    number = sum(splits.values())
     stamp = {"version": VERSION, "seed": seed, "splits": splits}
-    marker = folder / "scenes.json"
+    if _begin(folder, stamp, ("images", "det_json")):
+        first = 0
+        for split, size in splits.items():
+            _write_split(folder, split, range(first, first + size), seed)
+            first += size
+        _write_marker(folder / MARKER, stamp, complete=True)
+    return sum(splits.values())
+
+
+def _begin(folder, stamp, subfolders):
+    """Make a data set's folders and its marker; False where it is there already.
+
+    Raises ValueError where the folder holds other scenes, or something else.
+    """
+    marker = folder / MARKER
     found = read_marker(folder)
     if found == {**stamp, "complete": True}:
-        return number
+        return False
     if found is not None and found != {**stamp, "complete": False}:
         raise ValueError(f"{folder}: holds other scenes, see {marker}; name another folder")
     if found is None and folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"{folder}: holds other files than scenes; name your own data set with --dataset"
         )
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    (folder / "det_json").mkdir(exist_ok=True)
+    for name in subfolders:
+        (folder / name).mkdir(parents=True, exist_ok=True)
     _write_marker(marker, stamp, complete=False)
-    first = 0
-    for split, size in splits.items():
-        _write_split(folder, split, range(first, first + size), seed)
-        first += size
-    _write_marker(marker, stamp, complete=True)
-    return number
+    return True
 
 
 def samples(image_folder, detection_folder):
@@ -376,8 +316,13 @@ def main(arguments=None):
         samples("test", "det_json")
         return
     start = time.perf_counter()
-    number = generate(options.out, options.seed)
-    print(f"{options.out}: {number} scenes, {time.perf_counter() - start:.1f} s")
+    if options.twins:
+        folder = options.out or "data/twins"
+        number = generate_twins(folder, options.seed)
+    else:
+        folder = options.out or "data/scenes"
+        number = generate(folder, options.seed)
+    print(f"{folder}: {number} scenes, {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

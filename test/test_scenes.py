@@ -13,13 +13,15 @@ from PIL import Image
 from conftest import ROOT
 from dataset import scenes
 from dataset.annotations import read_annotations
-from dataset.scenes import ARRANGEMENTS, NUMBERS, ROADS, SPLITS, WORDS, relations, scene
+from dataset.scenes import PAIRS, SPLITS, generate_twins, scene, twins
+from dataset.sentences import ARRANGEMENTS, NUMBERS, ROADS, WORDS, relations
 from dataset.shapes import GROUNDS, KINDS, SIDE, Item
 from det_formats.det_json import load_detections, read_label_map
 
 TEST = range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))
 # Of all sentences of the test split: the generator is frozen.
 DIGEST = "56a8c823f0b914a567972e25f1e9672f5bf429d93f7bb6177900d35acdffb470"
+TWINS_DIGEST = "39cdbf2fe106934cf83ca6a4396f0c5c345d878e17a165e3c2664f5564b8ba18"  # of the sentences of the first sixty pairs
 SMALL = {"train": 3, "val": 2, "test": 2}
 KIND_OF = {name: kind for kind, entry in KINDS.items() for name in entry.names}
 GROUND_OF = {phrase: ground for ground, entry in GROUNDS.items() for phrase in entry[0]}
@@ -277,6 +279,99 @@ def test_no_layout_of_the_test_split_is_in_another(some, others, monkeypatch):
     test = {layout_key(canvas) for *_, canvas in some}
     assert len(test) == len(TEST)
     assert not test & {layout_key(scene(0, index)[3]) for index in others}
+
+
+# ------------------------------------------------------------------ twins of equal counts
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """The first sixty of the pairs."""
+    return [twins(0, pair) for pair in range(60)]
+
+
+def is_told(sentence, states, canvas):
+    """Whether a sentence of twins is true of a canvas, by rules of our own."""
+    if states == "place":
+        found = parsed(rf"(?P<a>{OBJECTS}) in the (?P<place>.+) of the image on {GROUND}", sentence)
+        kind, count = count_of(found["a"])
+        x, y = positions(canvas.items, kind).mean(axis=0) / SIDE
+        lies = {"left": x < 0.4, "right": x > 0.6, "upper": y < 0.4, "lower": y > 0.6}
+        lies["centre"] = max(abs(x - 0.5), abs(y - 0.5)) < 0.2
+        assert counts(canvas.items)[kind] == count
+        return all(lies.get(word, True) for word in found["place"].split())
+    found = parsed(
+        rf"(?P<a>{OBJECTS}) (?P<word>{WORD}) (?P<b>{OBJECTS})(?: on {GROUND})?", sentence
+    )
+    stated = [count_of(found[key]) for key in ("a", "b")]
+    assert all(counts(canvas.items)[kind] == count for kind, count in stated)
+    points = [positions(canvas.items, kind) for kind, _ in stated]
+    widths = {item.kind: item.w for item in canvas.items}  # those of a group are equal
+    return holds(found["word"], *points, np.mean([widths[kind] for kind, _ in stated]) + 2)
+
+
+def test_each_sentence_of_twins_is_true_of_one_and_false_of_the_other(pairs):
+    seen = Counter()
+    for pair in pairs:
+        for twin, other in (pair, pair[::-1]):
+            for sentence, states in twin.sentences:
+                assert is_told(sentence, states, twin.canvas), sentence
+                assert not is_told(sentence, states, other.canvas), sentence
+                seen[states] += 1
+    assert set(seen) == {"direction", "beside", "around", "apart", "place"}
+    assert seen["place"] < seen.total() / 2
+
+
+def test_twins_have_equal_counts_and_as_many_sentences(pairs):
+    for first, second in pairs:
+        a, b = first.canvas, second.canvas
+        assert (a.ground, a.road, counts(a.items)) == (b.ground, b.road, counts(b.items))
+        assert 1 <= len(first.sentences) == len(second.sentences) <= 3
+        for twin in (first, second):
+            labels = [KINDS[item.kind].names[0] for item in twin.canvas.items]
+            assert [detection["label"] for detection in twin.clean] == labels
+            for detection, item in zip(twin.clean, twin.canvas.items, strict=True):
+                box = [item.x, item.y, item.w, item.h, item.angle, 1.0]
+                assert detection["bbox"] == pytest.approx(box, abs=0.001)
+    assert any(twin.detections != twin.clean for pair in pairs for twin in pair)
+
+
+def test_twins_are_those_that_figures_depend_on_and_no_scenes(pairs, some):
+    text = "\n".join(
+        str(sentence) for pair in pairs for twin in pair for sentence in twin.sentences
+    )
+    assert hashlib.sha256(text.encode()).hexdigest() == TWINS_DIGEST
+    layouts = {layout_key(twin.canvas) for pair in pairs for twin in pair}
+    assert len(layouts) == 120
+    assert not layouts & {layout_key(canvas) for *_, canvas in some}
+    assert PAIRS == 1000
+
+
+def test_twins_are_a_data_set_of_a_test_split(tmp_path, written):
+    folder = tmp_path / "twins"
+    assert generate_twins(folder, pairs=2) == 4
+    before = tree(folder)
+    records = read_annotations(folder).splits["test"]
+    listed = json.loads((folder / "twins.json").read_text(encoding="utf-8"))
+    for pair, entry in enumerate(listed):
+        for number, twin in enumerate(twins(0, pair)):
+            record = records[2 * pair + number]
+            own = [one for one in entry["sentences"] if one["of"] == number]
+            assert record.captions == tuple(one["text"] for one in own)
+            assert [(one["text"], one["states"]) for one in own] == twin.sentences
+            assert record.name == entry["images"][number]
+            assert np.array_equal(
+                np.asarray(Image.open(folder / "images" / record.name)), twin.pixels
+            )
+            for place, boxes in (("det_json", twin.detections), ("clean_json", twin.clean)):
+                assert load_detections(folder / place / f"twin_{2 * pair + number}.json") == boxes
+    assert generate_twins(folder, pairs=2) == 4 and tree(folder) == before
+    for write, place in ((scenes.generate, folder), (generate_twins, written)):
+        with pytest.raises(ValueError, match="holds other scenes"):
+            write(place)
+    (tmp_path / "mine").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds other files than scenes"):
+        generate_twins(tmp_path)
 
 
 # ------------------------------------------------------------------ files
