@@ -3,6 +3,7 @@
     python evaluate.py                                          # the latest run, test split
     python evaluate.py --checkpoint A.pth B.pth --dataset ucm rsicd --data-root U R --json out.json
     python evaluate.py --checkpoint ViT-B/32 --dataset ucm --data-root U --ranks r.csv --html r.html
+    python evaluate.py --fine                                   # reads it counts and relations?
     python evaluate.py --compare a.json b.json                  # how two result files differ
 
 Figures follow the field's protocol (see metrics/protocol.py). Ranks are expectations under random
@@ -12,7 +13,7 @@ bounds. Intervals are 95 %, of one run over images, of several over seeds too (s
 metrics/intervals.py). Each data set is a gallery of its own.
 
 The module shadows the PyPI package of the same name: run from the root of this project.
-Sizes in the shapes below: T captions, D the embedding width.
+Sizes in the shapes below: I images, T captions, D the embedding width, Q queries, A texts of each.
 """
 
 from options import answer_early
@@ -21,24 +22,41 @@ if __name__ == "__main__":
     answer_early("evaluate", __doc__)  # before torch is imported, which takes seconds
 
 import hashlib
+import itertools
 import shlex
 import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import clip
 from clip_gcn_image_feature_integration import (
     encode_split,
+    encode_texts,
     load_model,
     pick_device,
     plain_options,
     warn_of_scenes,
 )
 from dataloader import RetrievalData, prepare_source, require_files, sources
+from dataset.annotations import prepared
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
-from evidence import evidence_of, of_checkpoint
+from evidence import evidence_of, found_in, of_checkpoint, scores, statements_in
+from metrics.fine import (
+    accuracy,
+    counted_right,
+    counting_set,
+    fine_table,
+    kind_swap_set,
+    per_query,
+    read_twins,
+    scene_classes,
+    wins,
+    within_classes,
+)
 from metrics.intervals import bootstrap, compare
 from metrics.page import write_page
 from metrics.protocol import from_features, measure
@@ -203,6 +221,172 @@ def _read_images(data, split, saved):
     return images
 
 
+# ------------------------------------------------------------------ fine measures
+
+TEXTS = 2000  # whose evidence for all images is in memory at once
+
+
+class Scored(NamedTuple):
+    """Scores of texts for the images that they are asked of, and their means over all images."""
+
+    own: np.ndarray  # (Q, A)
+    blind: np.ndarray  # (Q, A)
+
+
+class Scorer:
+    """Scores any texts for the images of a split as `retrieve` does, without and with evidence.
+
+    Texts of equal tokens have equal cosines, to the bit.
+    """
+
+    def __init__(self, model, images, split, evidence, device):
+        self._model = model
+        self._device = device
+        self._label_map = images.label_map
+        self._features = split.images.double().numpy()  # (I, D)
+        self._evidence = evidence
+        self._found = None if evidence is None else found_in(images)
+
+    def scored(self, images, texts):
+        """(`Scored` by the cosine, with evidence or None) of Q lists of A texts, images (Q,)."""
+        images = np.array(images)
+        numbers = {}  # of the distinct texts
+        for text in itertools.chain(*texts):
+            numbers.setdefault(text, len(numbers))
+        features = encode_texts(self._model, list(numbers), self._device).double().numpy()
+        index = np.array([[numbers[text] for text in own] for own in texts])  # (Q, A)
+        mean = self._features.mean(axis=0)  # (D)
+        parts = []
+        step = max(1, TEXTS // index.shape[1])
+        for start in range(0, len(index), step):
+            part = slice(start, start + step)
+            of_texts = features[index[part]]  # (queries, A, D)
+            own = (of_texts * self._features[images[part], None]).sum(axis=-1)
+            blind = (of_texts * mean).sum(axis=-1)
+            added = self._added(images[part], texts[part])
+            parts.append((own, blind, own + added.own, blind + added.blind))
+        own, blind, own_added, blind_added = (
+            np.concatenate(part) for part in zip(*parts, strict=True)
+        )
+        if self._evidence is None:
+            return Scored(own, blind), None
+        return Scored(own, blind), Scored(own_added, blind_added)
+
+    def _added(self, images, texts):
+        """Weighted evidence as `Scored`, 0 without any."""
+        if self._evidence is None:
+            return Scored(0.0, 0.0)
+        tables, weight = self._evidence
+        statements = statements_in(list(itertools.chain(*texts)), self._label_map)
+        all_scores = scores(tables, self._found, statements).astype(np.float64)
+        all_scores = all_scores.reshape(len(self._found), len(texts), -1)  # (I, queries, A)
+        own = all_scores[images, np.arange(len(texts))]
+        return Scored(weight * own, weight * all_scores.mean(axis=0))
+
+
+def fine_measures(scorer, job, split, retrievals):
+    """The figures of metrics/fine.py for a split, as a dict of plain values.
+
+    retrievals: the `ranks.Retrieval` without evidence, and the one with it or None.
+    """
+    records = tuple(job.data.records(split))
+    names = [record.name for record in records]
+    labels = tuple(job.images.label_map.lines)
+    counting = _queries(counting_set, records, labels)
+    is_right = []
+    for query in counting:
+        class_ids, _ = job.images.boxes[job.images.source[query.image]]
+        is_right.append(counted_right(query, class_ids))
+    classes = scene_classes(job.data.root, names)
+    within = []
+    for found in retrievals:
+        within.append(None if found is None else within_classes(found, classes, names))
+    return {
+        "counting": _against_others(scorer, counting, names, is_right),
+        "kind_swap": _against_others(scorer, _queries(kind_swap_set, records, labels), names),
+        "within_class": _both(within, lambda one: one) if within[0] else None,
+        "twins": _twins(scorer, job.data, names),
+    }
+
+
+@lru_cache(maxsize=4)  # several checkpoints are asked the same
+def _queries(make, records, labels):
+    """What `counting_set` or `kind_swap_set` makes of records and lines of labels, both tuples."""
+    return make(records, LabelMap(labels))
+
+
+def _both(scored, figures):
+    """figures(scored) without and with evidence, None where there is none."""
+    sides = ("without_evidence", "with_evidence")
+    values = [None if one is None else figures(one) for one in scored]
+    return dict(zip(sides, values, strict=True))
+
+
+def _against_others(scorer, queries, names, is_right=None):
+    """Figures of Queries; is_right: whether the detector counted right, to split them by."""
+    if not queries:
+        return None
+    images = [query.image for query in queries]
+    scored = scorer.scored(images, [query.texts for query in queries])
+
+    def figures(one, chosen=slice(None)):
+        values = accuracy(one.own[chosen, 0], one.own[chosen, 1:])
+        blind = accuracy(one.blind[chosen, 0], one.blind[chosen, 1:])
+        return {**values, **{f"blind_{name}": value for name, value in blind.items()}}
+
+    def all_figures(one):
+        pairs, top1 = per_query(one.own[:, 0], one.own[:, 1:])
+        rows = {"pairs": pairs.round(4).tolist(), "top1": top1.round(4).tolist()}
+        return {**figures(one), "per_query": rows}
+
+    found = {"queries": len(queries), "names": [names[i] for i in images]}
+    found.update(_both(scored, all_figures))
+    for name, value in (("detector_right", True), ("detector_wrong", False)):
+        chosen = [] if is_right is None else np.flatnonzero(np.array(is_right) == value)
+        if len(chosen):
+            parts = _both(scored, lambda one, chosen=chosen: figures(one, chosen))
+            found[name] = {"queries": len(chosen), **parts}
+    return found
+
+
+def _twins(scorer, data, names):
+    """Figures of the pairs in `twins.json` of RetrievalData's root; None where there is none."""
+    pairs = read_twins(data.root)
+    if pairs is None:
+        return None
+    image_of = {name: i for i, name in enumerate(names)}
+    missing = {name for pair in pairs for name in pair["images"]} - set(image_of)
+    if missing:
+        raise ValueError(f"{data.root}/twins.json: '{min(missing)}' is no image of the split")
+    images, texts, states, numbers = [], [], [], []
+    for number, pair in enumerate(pairs):
+        for sentence in pair["sentences"]:
+            own = pair["images"][sentence["of"]]
+            other = pair["images"][1 - sentence["of"]]
+            images += [image_of[own], image_of[other]]
+            texts += 2 * [[prepared(sentence["text"], data.options["caption_form"])]]
+            states.append(sentence.get("states", "all"))
+            numbers.append(number)
+    scored = scorer.scored(images, texts)
+
+    def figures(one, chosen=slice(None)):
+        own, other = one.own.reshape(-1, 2)[chosen].T
+        return {"right": 100 * float(wins(own, other).mean())}
+
+    def all_figures(one):
+        own, other = one.own.reshape(-1, 2).T
+        per_pair = np.bincount(numbers, wins(own, other)) / np.bincount(numbers)
+        return {**figures(one), "per_pair": per_pair.round(4).tolist()}
+
+    by_statement = {}
+    for name in sorted(set(states)):
+        chosen = [i for i, stated in enumerate(states) if stated == name]
+        parts = _both(scored, lambda one, chosen=chosen: figures(one, chosen))
+        by_statement[name] = {"sentences": len(chosen), **parts}
+    found = {"pairs": len(pairs), "sentences": len(states), **_both(scored, all_figures)}
+    return {**found, "by_statement": by_statement}
+
+
 # ------------------------------------------------------------------ the script
 
 
@@ -291,6 +475,11 @@ def main(arguments=None):
         )
         found = retrieve(split, job.images, evidence, options.caption_equivalence)
         result = _result(job, saved, options, given, found, evidence)
+        if options.fine:
+            plain = retrieve(split, job.images, None, options.caption_equivalence)
+            both = (plain, None if evidence is None else found)
+            scorer = Scorer(model, job.images, split, evidence, device)
+            result["fine"] = fine_measures(scorer, job, options.split, both)
         results.append(result)
         if options.ranks or options.html:
             queries = query_rows(found, result["per_image"]["names"], captions_of(records))
@@ -299,6 +488,10 @@ def main(arguments=None):
             if options.html:
                 page = _page_arguments(job, options.split, result, found, queries)
     print(table(results, FREE), flush=True)  # before a file is written: one may fail
+    for result in results:
+        if options.fine:
+            place = f"{result['checkpoint']}, {result['dataset']} {result['split']}"
+            print("\n" + fine_table(result["fine"], place), flush=True)
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "evaluate.py", *words])
     further = ("checkpoint", "dataset") if len(results) > 1 else ()

@@ -137,6 +137,8 @@ OPTIONS = (
            help="auto, off, or its weight beside the cosine; auto: as chosen on validation"),
     option("--caption-equivalence", "evaluate", "input", action="store_true",
            help="equal captions fit equal images: for data sets whose sentences repeat"),
+    option("--fine", "evaluate", "input", action="store_true",
+           help="measure too whether counts, kinds and relations are read: metrics/README.md"),
     option("--compare", "evaluate", "input", nargs=2, metavar="JSON",
            help="only compare two files of --json"),
     option("--images", "infer", "input", nargs="+", metavar="PATH",
