@@ -13,10 +13,11 @@ from PIL import Image
 
 from dataset.annotations import read_annotations
 from dataset.images import find_image, index_images, match_detections
+from dataset.vocabulary import NUMBERS
 from det_formats.det_json import load_detections
 from writing import write_text
 
-NUMBERS = "no one two three four five six seven eight nine ten".split()
+MOST = 10  # of a kind that are counted
 MIDDLE = 0.25  # of the side, from the image's middle: what lies there is in the middle
 
 
@@ -55,7 +56,7 @@ def _listing(counts):
 def _noun(name, count):
     if count == 1:
         return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-    number = NUMBERS[count] if count < len(NUMBERS) else "many"
+    number = NUMBERS[count] if count <= MOST else "many"
     return f"{number} {name}s"
 
 

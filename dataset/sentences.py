@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.shapes import GROUNDS, KINDS, SIDE
+from dataset.vocabulary import NUMBERS
 
 WORDS = {  # a true relation in words, and in words with the groups exchanged
     "left": (("left of", "to the left of"), ("right of", "to the right of")),
@@ -36,12 +37,6 @@ ARRANGEMENTS = {
 
 
 ROADS = (" beside a road", " along a road", " near a road")
-
-
-NUMBERS = (
-    "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-).split()
 
 
 # ------------------------------------------------------------------ what holds

@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset.vocabulary import NUMBERS, singular
 from metrics.protocol import measure_ranks
 from metrics.ranks import DIRECTIONS, KS, Ranks, per_image, retrieval
-from T_Graph import NUMBERS, build_text_graph, singular
+from T_Graph import build_text_graph
 
 OTHERS = 9  # alternatives of each true text
 COUNTS = range(2, 12)  # the numbers that alternatives state

@@ -21,7 +21,8 @@ from det_formats.det_json import load_detections, read_label_map
 TEST = range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))
 # Of all sentences of the test split: the generator is frozen.
 DIGEST = "56a8c823f0b914a567972e25f1e9672f5bf429d93f7bb6177900d35acdffb470"
-TWINS_DIGEST = "39cdbf2fe106934cf83ca6a4396f0c5c345d878e17a165e3c2664f5564b8ba18"  # of the sentences of the first sixty pairs
+# Of the sentences of the first sixty pairs of twins.
+TWINS_DIGEST = "39cdbf2fe106934cf83ca6a4396f0c5c345d878e17a165e3c2664f5564b8ba18"
 SMALL = {"train": 3, "val": 2, "test": 2}
 KIND_OF = {name: kind for kind, entry in KINDS.items() for name in entry.names}
 GROUND_OF = {phrase: ground for ground, entry in GROUNDS.items() for phrase in entry[0]}

@@ -15,7 +15,8 @@ from PIL import Image
 
 import T_Graph
 from conftest import ROOT
-from dataset.scenes import ARRANGEMENTS, SPLITS, WORDS, relations, scene
+from dataset.scenes import SPLITS, scene
+from dataset.sentences import ARRANGEMENTS, WORDS, relations
 from dataset.shapes import KINDS
 from det_formats.det_json import LabelMap, read_label_map
 from T_Graph import build_text_graph
