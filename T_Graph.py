@@ -41,7 +41,8 @@ def build_text_graph(sentence, label_map, north_up=False):
     Nodes are mentions, in order, with the attributes kinds (class ids, ascending: a word may stand
     for several), count (int or None), count_form ("exact", "at_least", "many" or "unknown"), words,
     attributes (as "white", "in a row") and place ("middle", "left", "right", "top", "bottom",
-    "corner", "edge" or None). What is said to be absent has the exact count 0.
+    "corner", "edge" or None) and corner ("top left" and so on, where the sentence tells which). What
+    is said to be absent has the exact count 0.
 
     Edges have the attribute relation, of node i to node j: left, right, above, below, beside,
     around, between, apart, in or on; of two nodes the last one stated. north_up: whether "north of"
@@ -56,7 +57,10 @@ def build_text_graph(sentence, label_map, north_up=False):
     relations = _Relations(mentions)
     graph = nx.DiGraph(sentence=sentence, unknown=tuple(sorted(mentions.unknown)))
     for i, node in enumerate(mentions.nodes):
-        graph.add_node(i, **{**node, "attributes": tuple(node["attributes"])})
+        graph.add_node(i, **node)
+        graph.nodes[i].update(attributes=tuple(node["attributes"]), corner=None)
+        if node["place"] and node["place"].endswith(" corner"):
+            graph.nodes[i].update(place="corner", corner=node["place"].removesuffix(" corner"))
     for (i, j), relation in relations.edges.items():
         graph.add_edge(i, j, relation=relation)
     return graph
@@ -485,7 +489,8 @@ def main(arguments=None):
     for i, node in graph.nodes(data=True):
         kinds = escaped(" or ".join(label_map.names(node["kinds"])))
         count = "" if node["count"] is None else f" {node['count']}"
-        said = [*node["attributes"], *([f"place: {node['place']}"] if node["place"] else [])]
+        place = " ".join(part for part in (node["corner"], node["place"]) if part)
+        said = [*node["attributes"], *([f"place: {place}"] if place else [])]
         print(
             f"  {i:2d} {escaped(node['words']):20s} {kinds}, {node['count_form']}{count}"
             f"{''.join(f', {escaped(words)}' for words in said)}"

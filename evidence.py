@@ -50,7 +50,10 @@ from writing import written_whole
 # ------------------------------------------------------------------ what a sentence states
 
 COUNTS = ("0", "1", "2", "3", "4", "5-6", "7-9", "10+", "at least 2", "at least 3", "many", "some")
-PLACES = ("middle", "left", "right", "top", "bottom", "corner", "edge")
+PLACES = (
+    "middle", "left", "right", "top", "bottom", "edge", "corner",
+    "top left corner", "top right corner", "bottom left corner", "bottom right corner",
+)  # fmt: skip
 ARRANGEMENTS = ("in a row", "in rows", "neatly arranged", "packed together", "scattered")
 UNMENTIONED = len(COUNTS)  # the statement that a sentence makes of a kind by leaving it out
 
@@ -87,10 +90,11 @@ def statements_of(graph):
     arrangements = []
     for _, node in graph.nodes(data=True):
         weight = 1 / len(node["kinds"])
+        place = f"{node['corner']} corner" if node["corner"] else node["place"]
         for kind in node["kinds"]:
             mentions[kind].append((node["count"], node["count_form"], weight))
-            if node["place"] in PLACES:
-                places.append((kind, PLACES.index(node["place"]), weight))
+            if place in PLACES:
+                places.append((kind, PLACES.index(place), weight))
             for attribute in node["attributes"]:
                 if attribute in ARRANGEMENTS:
                     arrangements.append((kind, ARRANGEMENTS.index(attribute), weight))

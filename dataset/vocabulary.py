@@ -228,7 +228,7 @@ def _place(found):
     if found["image"] or not (found["of"] or of_it):
         if found["at"] == "to" or not sides:
             return "", None
-        return "place", "corner" if len(sides) > 1 else sides[0]
+        return "place", _corner(sides) if len(sides) > 1 else sides[0]
     relation = {"in": "in", "at": "in", "on": "on", "near": "beside"}.get(found["at"], "")
     if words == ["side"]:
         relation = "beside"
@@ -237,6 +237,17 @@ def _place(found):
     elif sides == ["middle"]:
         relation = "amid"
     return "relation it" if of_it else "relation", relation
+
+
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+
+
+def _corner(sides):
+    """Of two sides or more the corner they name, as far as they tell which."""
+    for corner in CORNERS:
+        if set(corner.split()) <= set(sides):
+            return f"{corner} corner"
+    return "corner"
 
 
 def _by_form(word):

@@ -42,9 +42,11 @@ def graph(*nodes, edges=()):
     result = nx.DiGraph(sentence="", unknown=())
     for i, (kinds, count, form, *more) in enumerate(nodes):
         place, attributes = more or (None, ())
-        result.add_node(
-            i, kinds=kinds, count=count, count_form=form, place=place, attributes=attributes
-        )
+        corner = None
+        if place and place.endswith(" corner"):
+            place, corner = "corner", place.removesuffix(" corner")
+        said = {"place": place, "corner": corner, "attributes": attributes}
+        result.add_node(i, kinds=kinds, count=count, count_form=form, **said)
     for i, relation, j in edges:
         result.add_edge(i, j, relation=relation)
     return result
@@ -128,7 +130,7 @@ def test_counts_are_stated(count, form, statement):
 
 def test_a_sentence_is_read_as_statements():
     sentence = graph(
-        ((0,), 2, "exact", "corner", ("white", "in a row")),
+        ((0,), 2, "exact", "top left corner", ("white", "in a row")),
         ((1, 2), None, "many", None, ()),
         ((0,), 1, "exact"),
         edges=[(0, "left", 1), (2, "beside", 0)],
@@ -139,7 +141,7 @@ def test_a_sentence_is_read_as_statements():
         (1, COUNTS.index("many"), 0.5),
         (2, COUNTS.index("many"), 0.5),
     ]
-    assert stated.places == [(0, PLACES.index("corner"), 1.0)]
+    assert stated.places == [(0, PLACES.index("top left corner"), 1.0)]
     assert stated.arrangements == [(0, ARRANGEMENTS.index("in a row"), 1.0)]
     left = RELATIONS.index("left")
     assert stated.relations == [(0, 1, left, 0.5), (0, 2, left, 0.5)]  # none within a kind
