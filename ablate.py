@@ -26,7 +26,7 @@ from statistics import mean, stdev
 
 import evaluate
 import train
-from dataset import box_captions
+from dataset import box_captions, scenes
 from metrics.intervals import difference, figures
 from options import parse_options, run
 from writing import write_text
@@ -79,7 +79,11 @@ def train_row(row, seed, options):
 
 
 def measure_row(folder, options):
-    """{"validation" | "test": {"without" | "with": result}} of a trained row."""
+    """A trained row's results: on "validation" and "test", each "without" evidence and "with".
+
+    The test split's with evidence holds the fine measures (metrics/README.md), without and with. Of
+    the scenes there are "twins" too.
+    """
     checkpoint = ["--checkpoint", str(folder / "best_model.pth")]
     if options.data_root:  # box captions are of training alone
         checkpoint += ["--dataset", options.dataset, "--data-root", options.data_root]
@@ -91,7 +95,14 @@ def measure_row(folder, options):
         found[name] = {}
         for choice, weight in (("without", "off"), ("with", "auto")):
             place = ["--split", split, "--evidence", weight]
-            [found[name][choice]] = evaluate.main([*checkpoint, *place])
+            fine = ["--fine"] if (name, choice) == ("test", "with") else []
+            [found[name][choice]] = evaluate.main([*checkpoint, *place, *fine])
+    if options.dataset == "scenes":
+        root = Path(options.out) / "twins"
+        scenes.generate_twins(root)
+        place = ["--dataset", "twins", "--data-root", str(root), "--fine"]
+        [result] = evaluate.main([*checkpoint[:2], *place])
+        found["twins"] = result["fine"]["twins"]
     return found
 
 
