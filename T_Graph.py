@@ -41,8 +41,8 @@ def build_text_graph(sentence, label_map, north_up=False):
     Nodes are mentions, in order, with the attributes kinds (class ids, ascending: a word may stand
     for several), count (int or None), count_form ("exact", "at_least", "many" or "unknown"), words,
     attributes (as "white", "in a row") and place ("middle", "left", "right", "top", "bottom",
-    "corner", "edge" or None) and corner ("top left" and so on, where the sentence tells which). What
-    is said to be absent has the exact count 0.
+    "corner", "edge" or None) and corner ("top left" and so on, where the sentence tells which).
+    What is said to be absent has the exact count 0.
 
     Edges have the attribute relation, of node i to node j: left, right, above, below, beside,
     around, between, apart, in or on; of two nodes the last one stated. north_up: whether "north of"

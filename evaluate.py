@@ -44,7 +44,7 @@ from dataloader import RetrievalData, prepare_source, require_files, sources
 from dataset.annotations import prepared
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
-from evidence import evidence_of, found_in, of_checkpoint, scores, statements_in
+from evidence import evidence_of, found_in, of_checkpoint, statements_in
 from metrics.fine import (
     accuracy,
     counted_right,
@@ -58,6 +58,7 @@ from metrics.fine import (
     within_classes,
 )
 from metrics.intervals import bootstrap, compare
+from metrics.likelihood import scores
 from metrics.page import write_page
 from metrics.protocol import from_features, measure
 from metrics.queries import query_rows, top_items, worst_and_best

@@ -39,10 +39,12 @@ from clip_gcn_image_feature_integration import (
 from dataset.annotations import prepared, read_text
 from dataset.batches import require_readable
 from dataset.images import files_below, is_image, open_image, require_detection_folder
+from dataset.statements import statements_of
 from det_formats.drawing import draw_graph
 from det_formats.measures import find
 from escaping import escaped
-from evidence import evidence_of, kind_names, of_checkpoint, reasons, statements_of
+from evidence import evidence_of, kind_names, of_checkpoint
+from metrics.likelihood import reasons
 from metrics.tables import write_csv
 from model import latest_checkpoint
 from options import parse_options, run

@@ -14,23 +14,18 @@ import evidence
 import infer
 from clip_gcn_image_feature_integration import load_model
 from conftest import box
-from det_formats.measures import COUNT_BINS, RELATIONS, find
-from evidence import (
+from dataset.statements import (
     ARRANGEMENTS,
     COUNTS,
-    LARGEST,
-    OWN,
     PLACES,
-    STEP,
     UNMENTIONED,
-    Evidence,
     Statements,
     count_statement,
-    fit,
-    reasons,
-    scores,
     statements_of,
 )
+from det_formats.measures import COUNT_BINS, RELATIONS, find
+from evidence import Evidence
+from metrics.likelihood import LARGEST, OWN, STEP, fit, reasons, scores
 from model import load_checkpoint
 
 SIZE = (100, 100)
