@@ -184,23 +184,63 @@ HEADS = (
 )  # fmt: skip
 
 
+FINE = {  # heading: measure and figure of metrics/fine.py
+    "counting, best of ten": ("counting", "top1"),
+    "kind swap, best of ten": ("kind_swap", "top1"),
+    "within a class, mR": ("within_class", "mR"),
+    "twins": ("twins", "right"),
+}
+
+
+def fine_cells(choice, runs):
+    """The fine measures of a row, blind answers in brackets; "-" where there is none."""
+    cells = []
+    for measure, figure in FINE.values():
+        fine = [{**run["test"]["with"]["fine"], "twins": run.get("twins")} for run in runs]
+        sides = [(own[measure] or {}).get(f"{choice}_evidence") for own in fine]
+        if None in sides:
+            cells.append("-")
+            continue
+        cell = spread([side[figure] for side in sides])
+        if f"blind_{figure}" in sides[0]:
+            cell += f" ({mean(side[f'blind_{figure}'] for side in sides):.1f})"
+        cells.append(cell)
+    return cells
+
+
+def by_row(contents):
+    """{row: contents of its runs by seed}, in the order of ROWS."""
+    found = {}
+    for row in ROWS:
+        own = [content for content in contents if content["row"] == row]
+        if own:
+            found[row] = sorted(own, key=lambda content: content["seed"])
+    return found
+
+
+def markdown(heads, rows):
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def table(contents):
-    """The Markdown table of all runs' contents, and a line that names the system."""
-    by_row = {}
-    for content in sorted(contents, key=lambda content: content["seed"]):
-        by_row.setdefault(content["row"], []).append(content)
-    base = by_row.get(BASE[0])
-    lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
-    validation = {}
-    for name in [name for name in ROWS if name in by_row]:
+    """Two Markdown tables of all runs' contents, and a line that names the system."""
+    runs_of = by_row(contents)
+    rows, fine_rows, validation = [], [], {}
+    for name, runs in runs_of.items():
         for choice in ("without", "with"):
-            cells = row_cells(name, choice, by_row[name], base)
-            lines.append("| " + " | ".join(cells) + " |")
-            scores = [content["validation"][choice]["mR"] for content in by_row[name]]
+            rows.append(row_cells(name, choice, runs, runs_of.get(BASE[0])))
+            fine_rows.append([name, choice, *fine_cells(choice, runs)])
+            scores = [content["validation"][choice]["mR"] for content in runs]
             validation[f"{name}, {choice} evidence"] = mean(scores)
     best = max(validation, key=validation.get)
-    lines.append(f"\nthe system, by the mean on validation: {best}")
-    return "\n".join(lines)
+    return "\n\n".join(
+        (
+            markdown(HEADS, rows),
+            markdown(["row", "evidence", *FINE], fine_rows),
+            f"the system, by the mean on validation: {best}",
+        )
+    )
 
 
 def main(arguments=None):
