@@ -41,22 +41,10 @@ from clip_gcn_image_feature_integration import (
     warn_of_scenes,
 )
 from dataloader import RetrievalData, prepare_source, require_files, sources
-from dataset.annotations import prepared
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
 from evidence import evidence_of, found_in, of_checkpoint, statements_in
-from metrics.fine import (
-    accuracy,
-    counted_right,
-    counting_set,
-    fine_table,
-    kind_swap_set,
-    per_query,
-    read_twins,
-    scene_classes,
-    wins,
-    within_classes,
-)
+from metrics.fine import fine_measures, fine_table
 from metrics.intervals import bootstrap, compare
 from metrics.likelihood import scores
 from metrics.page import write_page
@@ -222,7 +210,7 @@ def _read_images(data, split, saved):
     return images
 
 
-# ------------------------------------------------------------------ fine measures
+# ------------------------------------------------------------------ scores of any texts
 
 TEXTS = 2000  # whose evidence for all images is in memory at once
 
@@ -283,109 +271,6 @@ class Scorer:
         all_scores = all_scores.reshape(len(self._found), len(texts), -1)  # (I, queries, A)
         own = all_scores[images, np.arange(len(texts))]
         return Scored(weight * own, weight * all_scores.mean(axis=0))
-
-
-def fine_measures(scorer, job, split, retrievals):
-    """The figures of metrics/fine.py for a split, as a dict of plain values.
-
-    retrievals: the `ranks.Retrieval` without evidence, and the one with it or None.
-    """
-    records = tuple(job.data.records(split))
-    names = [record.name for record in records]
-    labels = tuple(job.images.label_map.lines)
-    counting = _queries(counting_set, records, labels)
-    is_right = []
-    for query in counting:
-        class_ids, _ = job.images.boxes[job.images.source[query.image]]
-        is_right.append(counted_right(query, class_ids))
-    classes = scene_classes(job.data.root, names)
-    within = []
-    for found in retrievals:
-        within.append(None if found is None else within_classes(found, classes, names))
-    return {
-        "counting": _against_others(scorer, counting, names, is_right),
-        "kind_swap": _against_others(scorer, _queries(kind_swap_set, records, labels), names),
-        "within_class": _both(within, lambda one: one) if within[0] else None,
-        "twins": _twins(scorer, job.data, names),
-    }
-
-
-@lru_cache(maxsize=4)  # several checkpoints are asked the same
-def _queries(make, records, labels):
-    """What `counting_set` or `kind_swap_set` makes of records and lines of labels, both tuples."""
-    return make(records, LabelMap(labels))
-
-
-def _both(scored, figures):
-    """figures(scored) without and with evidence, None where there is none."""
-    sides = ("without_evidence", "with_evidence")
-    values = [None if one is None else figures(one) for one in scored]
-    return dict(zip(sides, values, strict=True))
-
-
-def _against_others(scorer, queries, names, is_right=None):
-    """Figures of Queries; is_right: whether the detector counted right, to split them by."""
-    if not queries:
-        return None
-    images = [query.image for query in queries]
-    scored = scorer.scored(images, [query.texts for query in queries])
-
-    def figures(one, chosen=slice(None)):
-        values = accuracy(one.own[chosen, 0], one.own[chosen, 1:])
-        blind = accuracy(one.blind[chosen, 0], one.blind[chosen, 1:])
-        return {**values, **{f"blind_{name}": value for name, value in blind.items()}}
-
-    def all_figures(one):
-        pairs, top1 = per_query(one.own[:, 0], one.own[:, 1:])
-        rows = {"pairs": pairs.round(4).tolist(), "top1": top1.round(4).tolist()}
-        return {**figures(one), "per_query": rows}
-
-    found = {"queries": len(queries), "names": [names[i] for i in images]}
-    found.update(_both(scored, all_figures))
-    for name, value in (("detector_right", True), ("detector_wrong", False)):
-        chosen = [] if is_right is None else np.flatnonzero(np.array(is_right) == value)
-        if len(chosen):
-            parts = _both(scored, lambda one, chosen=chosen: figures(one, chosen))
-            found[name] = {"queries": len(chosen), **parts}
-    return found
-
-
-def _twins(scorer, data, names):
-    """Figures of the pairs in `twins.json` of RetrievalData's root; None where there is none."""
-    pairs = read_twins(data.root)
-    if pairs is None:
-        return None
-    image_of = {name: i for i, name in enumerate(names)}
-    missing = {name for pair in pairs for name in pair["images"]} - set(image_of)
-    if missing:
-        raise ValueError(f"{data.root}/twins.json: '{min(missing)}' is no image of the split")
-    images, texts, states, numbers = [], [], [], []
-    for number, pair in enumerate(pairs):
-        for sentence in pair["sentences"]:
-            own = pair["images"][sentence["of"]]
-            other = pair["images"][1 - sentence["of"]]
-            images += [image_of[own], image_of[other]]
-            texts += 2 * [[prepared(sentence["text"], data.options["caption_form"])]]
-            states.append(sentence.get("states", "all"))
-            numbers.append(number)
-    scored = scorer.scored(images, texts)
-
-    def figures(one, chosen=slice(None)):
-        own, other = one.own.reshape(-1, 2)[chosen].T
-        return {"right": 100 * float(wins(own, other).mean())}
-
-    def all_figures(one):
-        own, other = one.own.reshape(-1, 2).T
-        per_pair = np.bincount(numbers, wins(own, other)) / np.bincount(numbers)
-        return {**figures(one), "per_pair": per_pair.round(4).tolist()}
-
-    by_statement = {}
-    for name in sorted(set(states)):
-        chosen = [i for i, stated in enumerate(states) if stated == name]
-        parts = _both(scored, lambda one, chosen=chosen: figures(one, chosen))
-        by_statement[name] = {"sentences": len(chosen), **parts}
-    found = {"pairs": len(pairs), "sentences": len(states), **_both(scored, all_figures)}
-    return {**found, "by_statement": by_statement}
 
 
 # ------------------------------------------------------------------ the script
@@ -478,9 +363,15 @@ def main(arguments=None):
         result = _result(job, saved, options, given, found, evidence)
         if options.fine:
             plain = retrieve(split, job.images, None, options.caption_equivalence)
-            both = (plain, None if evidence is None else found)
-            scorer = Scorer(model, job.images, split, evidence, device)
-            result["fine"] = fine_measures(scorer, job, options.split, both)
+            result["fine"] = fine_measures(
+                scorer=Scorer(model, job.images, split, evidence, device),
+                records=records,
+                label_map=job.images.label_map,
+                detected=[job.images.boxes[source][0] for source in job.images.source],
+                root=job.data.root,
+                caption_form=job.data.options["caption_form"],
+                retrievals=(plain, None if evidence is None else found),
+            )
         results.append(result)
         if options.ranks or options.html:
             queries = query_rows(found, result["per_image"]["names"], captions_of(records))

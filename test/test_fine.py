@@ -16,18 +16,16 @@ from dataset.batches import ImageSet
 from dataset.scenes import generate_twins
 from det_formats.det_json import load_detections, read_label_map
 from evidence import Evidence, as_field, evidence_of, fit_on, of_checkpoint
-from metrics.fine import (
+from metrics import fine
+from metrics.fine import accuracy, fine_table, per_query, within_classes
+from metrics.fine_sets import (
     Query,
-    accuracy,
     counted_right,
     counting_set,
-    fine_table,
     kind_swap_set,
-    per_query,
     plural,
     read_twins,
     scene_classes,
-    within_classes,
 )
 from metrics.protocol import measure, retrieval_metrics
 from metrics.ranks import retrieval
@@ -339,7 +337,7 @@ def test_texts_of_equal_tokens_tie(asked, pairs, monkeypatch):
     checkpoint, _, _ = asked
     long = "grass " * 80
     query = Query(3, tuple(long + str(i) for i in range(10)), (0,), 2)
-    monkeypatch.setattr(evaluate, "counting_set", lambda records, label_map: [query])
+    monkeypatch.setattr(fine, "counting_set", lambda records, label_map: [query])
     counting = run(checkpoint)["counting"]
     for side in ("without_evidence", "with_evidence"):
         figures = {key: counting[side][key] for key in ("pairs", "top1", "blind_pairs")}
