@@ -269,7 +269,7 @@ OPTIONS = (
     option("--top-k", "infer", "output", least=0, type=int, default=0,
            help="list so many best images for each sentence; default 10 where there are more "
                 "than 20 images, with --threshold all that reach it"),
-    option("--threshold", "infer", "output", least=-1, most=1, type=number,
+    option("--threshold", "infer", "output", type=number,
            help="list and write to --csv only images with this score or more; default all"),
     option("--explain", "infer", "output", metavar="DIR",
            help="say why an image was found, and draw its objects to this folder"),

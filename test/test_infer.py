@@ -180,8 +180,8 @@ def test_a_threshold_leaves_only_hits(show, tmp_path):
         )
     _, lines = show("--threshold", -1, "--top-k", 2)
     assert sum(bool(re.match(r" +\d+\. ", line)) for line in lines) == 10
-    with pytest.raises(ValueError, match="--threshold 30.0: expected 1 or less"):
-        show("--threshold", 30)
+    _, lines = show("--threshold", 30)  # evidence may lift scores above 1
+    assert sum("none at or above 30" in line for line in lines) >= 5
 
 
 def test_more_images_than_a_matrix_holds_are_ranked(show, tmp_path):
