@@ -26,6 +26,7 @@ from statistics import mean, stdev
 
 import evaluate
 import train
+from dataloader import Source, det_json_folder, prepare_source
 from dataset import box_captions, scenes
 from metrics.intervals import difference, figures
 from options import parse_options, run
@@ -38,7 +39,7 @@ ROWS = {  # name: options of train.py
     "counts": ["--graph", "counts"],
     "no-edges": ["--graph", "no-edges"],
     "published": ["--graph", "published"],
-    "box-captions": ["--graph", "none"],  # and sentences made from the boxes, see `data_of`
+    "box-captions": ["--graph", "none"],  # and sentences made from the boxes
 }
 
 RECIPES = {  # data set: options of train.py that all its rows share
@@ -53,32 +54,41 @@ BASE = ("global", "without")  # what the others are compared with
 # ------------------------------------------------------------------ one run
 
 
-def data_of(row, options):
-    """The data root of a row: the data set's own, or one with sentences made from the boxes."""
-    if row != "box-captions":
-        return options.data_root
-    root = Path(options.out) / f"{options.dataset}-box-captions"
-    box_captions.write(options.data_root or "data/scenes", root, options.annotations or "auto")
-    return str(root)
+def training_arguments(row, seed, options):
+    """What train.py is called with for a row, its folder aside."""
+    root, form, det_json = options.data_root, options.annotations, options.det_json
+    if row == "box-captions":
+        root, form = str(Path(options.out) / f"{options.dataset}-box-captions"), "karpathy"
+    arguments = ["--dataset", options.dataset]
+    for flag, value in (("--data-root", root), ("--annotations", form), ("--det-json", det_json)):
+        arguments += [flag, value] if value else []
+    recipe = RECIPES.get(options.dataset, [])
+    return [*arguments, *recipe, *ROWS[row], "--seed", str(seed), *shlex.split(options.extra)]
 
 
-def train_row(row, seed, options):
+def write_box_captions(options, out):
+    """Write the data root of the row box-captions, which has sentences made from the boxes."""
+    source = Source(
+        name=options.dataset,
+        root=Path(options.data_root or "data/scenes"),
+        det_json=options.det_json,
+        form=options.annotations or "auto",
+    )
+    prepare_source(source)
+    box_captions.write(source.root, out, source.form, det_json_folder(source))
+
+
+def train_row(row, seed, arguments, options):
     """Train a row, or go on with it; returns its folder."""
     folder = Path(options.out) / f"run-{options.dataset}-{row}-{seed}"
-    if (folder / "last.pth").is_file():
-        train.main(["--resume", "--out", str(folder)])
-        return folder
-    root = data_of(row, options)
-    places = ["--data-root", root] if root else []
-    places += ["--det-json", options.det_json] if options.det_json else []
-    places += ["--annotations", options.annotations] if options.annotations else []
-    recipe = RECIPES.get(options.dataset, [])
-    arguments = ["--dataset", options.dataset, *places, *recipe, *ROWS[row], "--seed", str(seed)]
-    train.main([*arguments, *shlex.split(options.extra), "--out", str(folder)])
+    if row == "box-captions":
+        write_box_captions(options, Path(options.out) / f"{options.dataset}-box-captions")
+    going_on = ["--resume"] if (folder / "last.pth").is_file() else []
+    train.main([*going_on, *arguments, "--out", str(folder)])
     return folder
 
 
-def measure_row(folder, options):
+def measure_row(folder, arguments, options):
     """A trained row's results: on "validation" and "test", each "without" evidence and "with".
 
     The test split's with evidence holds the fine measures (metrics/README.md), without and with. Of
@@ -87,8 +97,9 @@ def measure_row(folder, options):
     checkpoint = ["--checkpoint", str(folder / "best_model.pth")]
     if options.data_root:  # box captions are of training alone
         checkpoint += ["--dataset", options.dataset, "--data-root", options.data_root]
+        checkpoint += ["--annotations", options.annotations or "auto"]
         checkpoint += ["--det-json", options.det_json] if options.det_json else []
-    validation = "dev" if "--dev-images" in RECIPES.get(options.dataset, []) else "val"
+    validation = "dev" if "--dev-images" in arguments else "val"
     splits = {"validation": validation, "test": TEST_SPLIT.get(options.dataset, "test")}
     found = {}
     for name, split in splits.items():
@@ -107,25 +118,34 @@ def measure_row(folder, options):
 
 
 def run_row(row, seed, options):
-    """The content of a run's file, which is written if it is not there yet."""
+    """The content of a run's file, which is written if it is not there yet.
+
+    Raises ValueError where the file is of other options.
+    """
     path = Path(options.out) / f"{options.dataset}-{row}-{seed}.json"
-    if path.is_file():
-        print(f"{path}: is there already")
-    else:
-        write_run(path, row, seed, options)
-    return json.loads(path.read_text(encoding="utf-8"))
+    arguments = training_arguments(row, seed, options)
+    if not path.is_file():
+        write_run(path, row, seed, arguments, options)
+        return json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    before = content.get("arguments", [])
+    if before != arguments:
+        raise ValueError(f"{path}: of other options ({shlex.join(before)}); name another --out")
+    print(f"{path}: is there already")
+    return content
 
 
-def write_run(path, row, seed, options):
+def write_run(path, row, seed, arguments, options):
     """Train and measure a row, write its file, and remove its weights."""
     begin = time.monotonic()
-    folder = train_row(row, seed, options)
+    folder = train_row(row, seed, arguments, options)
     content = {
         "row": row,
         "seed": seed,
         "dataset": options.dataset,
+        "arguments": arguments,
         "seconds": round(time.monotonic() - begin),
-        **measure_row(folder, options),
+        **measure_row(folder, arguments, options),
     }
     write_text(path, json.dumps(content) + "\n")
     shutil.rmtree(folder)  # which this run made
@@ -157,13 +177,14 @@ def row_cells(name, choice, runs, base):
     results = [content["test"][choice] for content in runs]
     whole = [result["per_image"] for result in results]
     detected = [of_detected(result) for result in results]
+    any_detected = all(table["names"] for table in detected)
     cells = [
         name,
         choice,
         str(len(runs)),
         spread(validation),
         spread([result["mR"] for result in results]),
-        spread([figures([table])["mR"] for table in detected]),
+        spread([figures([table])["mR"] for table in detected]) if any_detected else "-",
     ]
     if base is None or (name, choice) == BASE:
         return [*cells, "", ""]
@@ -173,6 +194,9 @@ def row_cells(name, choice, runs, base):
         (whole, [result["per_image"] for result in of_base]),
         (detected, [of_detected(result) for result in of_base]),
     ):
+        if not own[0]["names"]:
+            cells.append("-")
+            continue
         gain = difference(own, others, same_seeds)["mR"]
         cells.append(f"{gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f}")
     return cells
@@ -248,6 +272,8 @@ def main(arguments=None):
     unknown = sorted(set(options.rows or ()) - set(ROWS))
     if unknown:
         raise ValueError(f"--rows {' '.join(unknown)}: expected some of {', '.join(ROWS)}")
+    if options.data_root is None and options.dataset != "scenes":
+        raise ValueError(f"--dataset {options.dataset} needs --data-root, the folder it lies in")
     Path(options.out).mkdir(parents=True, exist_ok=True)
     contents = []
     for seed in options.seeds:

@@ -222,6 +222,13 @@ def encode_files(model, checkpoint, paths, detections, device, batch_size=64):
     return EncodedFiles(readable, images, torch.from_numpy(features), listed)
 
 
+def _loaders():
+    """How many processes decode ahead: one a core that this process may use, eight at most."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)
+
+
 def image_settings(checkpoint):
     """How images and graphs are made for a checkpoint's model: arguments of `batches.Images`."""
     options = checkpoint["options"]
@@ -238,7 +245,7 @@ def _encoded(model, stream, device, batch_size):
     """The batches of an ImageStream, each with its fused features (B, D) as an array."""
     model.eval()
     on_cuda = torch.device(device).type == "cuda"
-    batches = stream.batches(batch_size, workers=os.cpu_count() or 1, pin_memory=on_cuda)
+    batches = stream.batches(batch_size, workers=_loaders(), pin_memory=on_cuda)
     with full_precision(), parametrize.cached():
         for batch in Progress(batches, "encode images", "batches"):
             if batch.indices:
@@ -362,7 +369,7 @@ def verify(model, images, device):
     return results
 
 
-def detections_of(names, det_json, checkpoint):
+def detections_of(names, det_json):
     """The detection file of each image, or None.
 
     names: paths of the images as `det_json`, the folder of their detections, mirrors them; None for
@@ -372,8 +379,6 @@ def detections_of(names, det_json, checkpoint):
         return [None] * len(names)
     require_detection_folder(det_json)
     found = match_detections(names, det_json)
-    if checkpoint["options"]["graph"] == "none":
-        print("this model has no graph branch: detections change nothing")
     return [found[name] for name in names]
 
 
@@ -383,7 +388,7 @@ def load_images(paths, names, det_json, checkpoint):
     names, det_json: as of `detections_of`. Raises ValueError that lists unreadable images. For
     many files see `encode_files`.
     """
-    detections = detections_of(names, det_json, checkpoint)
+    detections = detections_of(names, det_json)
     images = ImageSet(paths, detections, **image_settings(checkpoint))
     require_readable(images)
     say_what_is_missing(images, names, detections, det_json)

@@ -40,7 +40,7 @@ from clip_gcn_image_feature_integration import (
     plain_options,
     warn_of_scenes,
 )
-from dataloader import RetrievalData, prepare_source, require_files, sources
+from dataloader import RetrievalData, merged, prepare_source, require_files, sources
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
 from evidence import evidence_of, found_in, of_checkpoint, statements_in
@@ -88,32 +88,6 @@ def evaluate(model, images, records, device, batch_size=64, workers=0, text_feat
 
 
 # ------------------------------------------------------------------ what is measured
-
-PLACES = ("data_root", "det_json", "annotations")  # options with a value for each data set
-
-
-def merged(given, saved):
-    """Options of a checkpoint, replaced by those given on the command line (not None).
-
-    A data set that the checkpoint was trained on keeps its places, of which --data-root leaves the
-    form of its annotations only; another brings its own.
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    data_sets = given.get("dataset", saved["dataset"])
-    kept = ("annotations",) if "data_root" in given else PLACES
-    places = dict.fromkeys(PLACES)  # None, which means the default
-    for option in kept:
-        places[option] = _values_of(data_sets, saved, option)
-    return {**saved, **places, **given}
-
-
-def _values_of(data_sets, saved, option):
-    """A saved option's values of the data sets, None for new ones; None if there is no value."""
-    if not saved["dataset"] or not saved[option]:
-        return None
-    value_of = dict(zip(saved["dataset"], saved[option], strict=True))
-    values = [value_of.get(name) for name in data_sets]
-    return values if any(values) else None
 
 
 def options_of_one(options, source):

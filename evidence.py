@@ -20,17 +20,18 @@ if __name__ == "__main__":
 
 import itertools
 import json
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+import clip
 from backbones.checkpoint_content import check_weights, is_finite, require
 from clip_gcn_image_feature_integration import encode_split, load_model, pick_device
+from dataloader import merged
 from dataset.statements import ARRANGEMENTS, COUNTS, PLACES, UNMENTIONED, statements_of
-from det_formats.det_json import LabelMap
+from det_formats.det_json import LabelMap, read_label_map
 from det_formats.measures import (
     COUNT_BINS,
     PLACE_CELLS,
@@ -42,11 +43,11 @@ from det_formats.measures import (
 )
 from metrics.likelihood import Tables, fit, scores
 from metrics.protocol import from_features, measure
-from model import save_checkpoint
+from model import add_to_checkpoint, save_checkpoint
 from options import default_options, parse_options, run
 from progress import Progress
 from T_Graph import build_text_graph
-from writing import written_whole
+from writing import write_text
 
 # ------------------------------------------------------------------ evidence beside a model
 
@@ -144,11 +145,10 @@ def as_field(evidence):
 def of_checkpoint(checkpoint, choice="auto"):
     """The Evidence that a checkpoint holds; None without, or where it is switched off.
 
-    choice: "auto" for the weight that was chosen on validation, "off", or a weight as text, for
-    which a checkpoint without tables gets the `shipped_tables`. Raises ValueError for a choice that
-    is none of these, and for damaged tables.
+    choice: "auto" for the weight that was chosen on validation, "off", or a weight, for which a
+    checkpoint without tables gets the `shipped_tables`. Raises ValueError for damaged tables.
     """
-    weight = None if choice in ("auto", "off") else _weight(choice)
+    weight = None if choice in ("auto", "off") else choice
     field = checkpoint.get("evidence")
     if choice == "off" or (field is None and choice == "auto"):
         return None
@@ -169,16 +169,6 @@ def shipped_tables(labels):
     for name in ("shared", "places", "arrangements", "relations"):
         rows[name] = np.array(list(content[name].values()), dtype=np.float32)
     return Tables(counts=np.repeat(rows["shared"][None], labels, axis=0), **rows)
-
-
-def _weight(text):
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"--evidence {text}: expected auto, off or a weight of 0 or more")
-    return weight
 
 
 def _checked_tables(field, labels):
@@ -228,33 +218,42 @@ def in_json(evidence, label_map):
     }
 
 
+OF_DATA = ("dataset", "data_root", "det_json", "annotations", "caption_form", "dev_images")
+
+
 def main(arguments=None):
     """Fit tables beside a model, choose their weight, and write both as a checkpoint."""
     from training.inputs import find_data, read_data  # the command alone reads data sets
 
-    options = parse_options("evidence", __doc__, arguments)
+    options = parse_options("evidence", __doc__, arguments, unset=OF_DATA)
+    given = {name: getattr(options, name) for name in OF_DATA}
     if Path(options.out).exists():
         raise ValueError(f"--out {options.out}: is there already; name a new file")
-    of_data = {**default_options("train"), "augment": [], **vars(options)}
-    data_sets = find_data(of_data)  # before a CLIP is downloaded
+    usual = {**default_options("train"), "dataset": None}
+    if clip.is_clip_source(options.checkpoint) and options.dataset:
+        find_data(merged(given, usual))  # before a CLIP is downloaded
     device = pick_device(options.device)
     model, checkpoint = load_model(options.checkpoint, device, options.activation)
-    label_map = LabelMap(checkpoint["labels"])
-    model_config = checkpoint["definition"]
-    data = read_data(data_sets, of_data, model_config, label_map)
+    is_plain = "path" in checkpoint
+    if options.labels and not is_plain:
+        raise ValueError(f"--labels: {options.checkpoint} has its own; leave it out")
+    if is_plain and not options.dataset:
+        raise ValueError(f"{options.checkpoint}: a plain CLIP; name its data: --dataset NAME")
+    label_map = read_label_map(options.labels) if options.labels else LabelMap(checkpoint["labels"])
+    of_data = {**merged(given, {**usual, **checkpoint["options"]}), "augment": []}
+    data = read_data(find_data(of_data), of_data, checkpoint["definition"], label_map)
     evidence = fit_beside(model, data, device, options.batch_size, options.workers)
     if evidence is None:
         raise ValueError("no training image has a detection file; name their folder by --det-json")
-    names = ("dataset", "data_root", "det_json", "annotations", "caption_form", "dev_images")
-    saved = {**checkpoint["options"], **{name: getattr(options, name) for name in names}}
-    save_checkpoint(
-        options.out, model, model_config, label_map.lines, saved, evidence=as_field(evidence)
-    )
+    if is_plain:
+        saved = {**checkpoint["options"], **{name: of_data[name] for name in OF_DATA}}
+        sizes_and_labels = checkpoint["definition"], label_map.lines
+        save_checkpoint(options.out, model, *sizes_and_labels, saved, evidence=as_field(evidence))
+    else:
+        add_to_checkpoint(options.checkpoint, out=options.out, evidence=as_field(evidence))
     print(f"written to {options.out}")
     if options.json:
-        with written_whole(options.json) as temporary:
-            text = json.dumps(in_json(evidence, label_map), indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(in_json(evidence, label_map), indent=1) + "\n")
         print(f"written to {options.json}")
 
 

@@ -217,6 +217,16 @@ def print_ranking(ranked, threshold=-math.inf):
             print(f"  {place:3d}. {hit['score']:.3f} {escaped(hit['image'])}")
 
 
+def begin_folder(path):
+    """Make the folder of --explain; ValueError where that cannot be or holds pictures already."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--explain {escaped(path)}: no folder; name another one")
+    if any(folder.glob("query-*.png")):
+        raise ValueError(f"--explain {escaped(path)}: holds pictures already; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def explain(query, hits, images, names, evidence, prefix):
     """Print what speaks for a query's hits (indices of Images) and against, and draw their objects.
 
@@ -267,6 +277,8 @@ def main(arguments=None):
     if det_json:
         require_detection_folder(det_json)  # before a model is loaded
     queries = read_queries(options.queries or [str(SAMPLES / "queries.txt")])
+    if options.explain:
+        begin_folder(options.explain)
     device = pick_device(options.device)
     name = options.checkpoint or latest_checkpoint()
     model, checkpoint = load_model(name, device, options.activation)
@@ -276,10 +288,12 @@ def main(arguments=None):
     if options.explain and evidence is None:
         raise ValueError("--explain: this model has no object evidence, or it is switched off")
     texts = prepare(queries, checkpoint["options"])
-    detections = detections_of(names, det_json, checkpoint)
+    detections = detections_of(names, det_json)
     found = encode_files(model, checkpoint, paths, detections, device, options.batch_size)
     require_enough(found, len(paths), options.skip_unreadable)
     names = [names[i] for i in found.readable]
+    if det_json and evidence is None and checkpoint["options"]["graph"] == "none":
+        print("this model has no graph branch: detections change nothing")
     say_what_is_missing(found.images, names, [detections[i] for i in found.readable], det_json)
     scores = encode_texts(model, texts, device) @ found.features.T  # (queries, images)
     if evidence is not None:
@@ -311,7 +325,8 @@ def main(arguments=None):
         print_ranking(ranked, threshold)
     if options.explain:
         for q, query in enumerate(queries):
-            hits = scores[q].sort(descending=True, stable=True).indices[: top_k or 1].tolist()
+            found_images = len(ranked[q]["images"])  # as many as reach the threshold
+            hits = scores[q].sort(descending=True, stable=True).indices[:found_images].tolist()
             explain(query, hits, found.images, names, evidence, f"{options.explain}/query-{q + 1}")
     if options.csv:
         hits = ranking(scores, names, queries, len(names), threshold)

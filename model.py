@@ -258,10 +258,10 @@ def save_checkpoint(path, model, model_config, labels, options, **state):
         torch.save(content, file)
 
 
-def add_to_checkpoint(path, **fields):
-    """Write a checkpoint of ours again, whole or not at all, with further fields."""
-    content = {**read_weights(path), **fields}
-    with written_whole(path) as temporary, open(temporary, "wb") as file:
+def add_to_checkpoint(path, out=None, **fields):
+    """Write a checkpoint again, whole or not at all, with further fields; out: to another file."""
+    content = {**_read_checkpoint(path), **fields}
+    with written_whole(out or path) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
 
 

@@ -33,6 +33,7 @@ MAX_OBJECTS = 20  # of an image that its graph holds; as published
 
 GIVEN = object()  # in `only`: any value, as long as the other option is given
 WITH_GRAPH = {"graph": tuple(graph for graph in GRAPHS if graph != "none")}
+WITH_LABELS = {"graph": tuple(graph for graph in GRAPHS if graph != "published")}
 WITH_OBJECTS = {"graph": tuple(graph for graph in GRAPHS if graph not in ("none", "published"))}
 
 GROUPS = {  # of options in --help: their names here, and what a person wants to do with them
@@ -110,6 +111,19 @@ def gate_or_number(text):
         raise argparse.ArgumentTypeError(f"{text}: expected gate or a number") from None
 
 
+def evidence_choice(text):
+    """An argparse type: auto, off, or a weight of 0 or more."""
+    if text in ("auto", "off"):
+        return text
+    try:
+        weight = number(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        weight = -1
+    if weight < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected auto, off or a weight of 0 or more")
+    return weight
+
+
 def output_path(path):
     """An argparse type: a file to be written. Its folder is made before any work is done."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +147,8 @@ OPTIONS = (
            help="of CLIP weights that do not tell it; give it when the error asks for it"),
     option("--split", "evaluate", "input", default="test",
            help="val to choose between models, test to report; or train, dev"),
-    option("--evidence", "evaluate infer", "input", default="auto", metavar="WEIGHT",
+    option("--evidence", "evaluate infer", "input", default="auto", type=evidence_choice,
+           metavar="WEIGHT",
            help="auto, off, or its weight beside the cosine; auto: as chosen on validation"),
     option("--caption-equivalence", "evaluate", "input", action="store_true",
            help="equal captions fit equal images: for data sets whose sentences repeat"),
@@ -209,7 +224,8 @@ OPTIONS = (
     option("--fusion", "train", "model", above=0, most=1, only=WITH_GRAPH, type=gate_or_number,
            default=0.5, metavar="gate|SHARE",
            help="the graph's share of the sum, up to 1; gate: learned, per image"),
-    option("--labels", "train audit V_Graph T_Graph", "model", only=WITH_OBJECTS, metavar="FILE",
+    option("--labels", "train evidence audit V_Graph T_Graph", "model", only=WITH_LABELS,
+           metavar="FILE",
            help="labels of the detections, for a detector of your own, a label and its aliases a "
                 "line; default det_json/labels.txt"),
     option("--max-objects", "train audit V_Graph", "model", least=1, only=WITH_OBJECTS, type=int,

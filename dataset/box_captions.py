@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from dataset.annotations import read_annotations
-from dataset.images import find_image, index_images, match_detections
+from dataset.images import find_image, index_images, is_image, match_detections
 from dataset.vocabulary import NUMBERS
 from det_formats.det_json import load_detections
 from writing import write_text
@@ -60,11 +60,11 @@ def _noun(name, count):
     return f"{number} {name}s"
 
 
-def write(root, out, form="auto"):
+def write(root, out, form, det_json):
     """Write a data root like another, its training images with sentences about their boxes too.
 
-    Images and detections are not copied: the new root has links to the old one's files. What is
-    there already is left as it is.
+    form: of the annotations; det_json: the folder of detections. Images and detections are not
+    copied: the new root has links to the old one's files. What is there already is left as it is.
     """
     root, out = Path(root), Path(out)
     if (out / "dataset.json").is_file():
@@ -72,7 +72,7 @@ def write(root, out, form="auto"):
     annotations = read_annotations(root, form)
     index = index_images(root)
     paths = [path for own in index.values() for path in own]
-    files = match_detections(paths, root / "det_json")
+    files = match_detections(paths, det_json)
     entries = []
     for split, records in annotations.splits.items():
         for record in records:
@@ -85,6 +85,6 @@ def write(root, out, form="auto"):
             entries.append({"filename": path, "split": split, "sentences": sentences})
     out.mkdir(parents=True, exist_ok=True)
     for entry in sorted(root.iterdir()):
-        if entry.is_dir() and not (out / entry.name).exists():
-            os.symlink(entry.resolve(), out / entry.name, target_is_directory=True)
+        if (entry.is_dir() or is_image(entry)) and not (out / entry.name).exists():
+            os.symlink(entry.resolve(), out / entry.name, target_is_directory=entry.is_dir())
     write_text(out / "dataset.json", json.dumps({"images": entries}))

@@ -76,6 +76,9 @@ class FeatureStore:
     def _give_up(self, error):
         print(f"{self.path}: features are not kept ({error})", file=sys.stderr)
         self.close()
+        is_damaged = isinstance(error, sqlite3.DatabaseError)
+        if is_damaged and not isinstance(error, sqlite3.OperationalError):
+            self.path.unlink()  # the next call begins anew
 
     def close(self):
         if self.connection is not None:

@@ -80,6 +80,22 @@ def test_gains_are_those_of_paired_runs(small, tmp_path, capsys):
     assert f"{gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f}" in line
 
 
+def test_a_run_of_other_options_is_no_run_of_this_table(small, tmp_path):
+    small("global")
+    path = tmp_path / "table" / "mini-global-0.json"
+    content = json.loads(path.read_text())
+    content["arguments"].append("--epochs")
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="of other options .*name another --out"):
+        small("global")
+
+
+def test_box_captions_are_trained_on_and_the_table_is_of_the_data_set(small):
+    [content] = small("box-captions")
+    assert content["arguments"][3].endswith("mini-box-captions")
+    assert content["test"]["without"]["images"] == 12
+
+
 def test_an_unknown_row_is_refused(small):
     with pytest.raises(ValueError, match="--rows best: expected some of global"):
         small("best")
@@ -105,7 +121,7 @@ def test_sentences_say_what_the_boxes_hold():
 
 
 def test_only_training_gets_sentences_and_nothing_is_copied(mini, tmp_path):
-    box_captions.write(mini, tmp_path / "new")
+    box_captions.write(mini, tmp_path / "new", "auto", mini / "det_json")
     before, after = read_annotations(mini).splits, read_annotations(tmp_path / "new").splits
     assert [r.captions for r in after["val"]] == [r.captions for r in before["val"]]
     assert [r.captions for r in after["test"]] == [r.captions for r in before["test"]]

@@ -15,10 +15,10 @@ import dataloader
 import evaluate
 from clip_gcn_image_feature_integration import SCENES
 from conftest import ROOT
+from dataloader import PLACES, merged
 from dataset import batches, scenes
 from dataset.annotations import read_annotations
 from det_formats.det_json import read_label_map
-from evaluate import PLACES, merged
 from metrics.intervals import bootstrap, figures
 from metrics.protocol import retrieval_metrics
 from metrics.ranks import DIRECTIONS

@@ -23,6 +23,7 @@ from dataset.statements import (
     count_statement,
     statements_of,
 )
+from det_formats.det_json import LABELS as LABELS_FILE
 from det_formats.measures import COUNT_BINS, RELATIONS, find
 from evidence import Evidence
 from metrics.likelihood import LARGEST, OWN, STEP, fit, reasons, scores
@@ -285,19 +286,20 @@ def test_a_checkpoint_gives_back_what_was_put_in():
     for table, own in zip(found.tables, random_tables(0), strict=True):
         assert np.array_equal(table, own)
     assert evidence.of_checkpoint(checkpoint_with(), "off") is None
-    assert evidence.of_checkpoint(checkpoint_with(), "0.5").weight == 0.5
+    assert evidence.of_checkpoint(checkpoint_with(), 0.5).weight == 0.5
     assert evidence.of_checkpoint({"labels": ["plane"]}) is None
 
 
 @pytest.mark.parametrize("choice", ["on", "-1", "nan", "inf", ""])
-def test_a_weight_is_a_number_of_zero_or_more(choice):
-    with pytest.raises(ValueError, match="expected auto, off or a weight"):
-        evidence.of_checkpoint(checkpoint_with(), choice)
+def test_a_weight_is_a_number_of_zero_or_more(choice, capsys):
+    with pytest.raises(SystemExit):
+        infer.main([f"--evidence={choice}"])
+    assert "expected auto, off or a weight of 0 or more" in capsys.readouterr().err
 
 
 def test_without_tables_a_weight_takes_the_shipped_ones_and_auto_takes_none():
     assert evidence.of_checkpoint({"labels": ["plane"]}) is None
-    found = evidence.of_checkpoint({"labels": ["plane", "ship"]}, "0.1")
+    found = evidence.of_checkpoint({"labels": ["plane", "ship"]}, 0.1)
     assert found.weight == 0.1 and len(found.tables.counts) == LABELS
     two = statements_of(graph(((0,), 2, "exact")))
     plane, other = (0, 20, 20), (0, 60, 20)
@@ -368,6 +370,21 @@ def test_the_command_fits_beside_any_clip(plain_clip, arguments, tmp_path, capsy
         evidence.main(start)
 
 
+def test_the_command_fits_beside_our_own_checkpoint_as_it_was_trained(run, tmp_path):
+    form = ["--caption-form", "pir", "--max-objects", "1"]
+    path = run(*form) / "best_model.pth"
+    evidence.main(["--checkpoint", str(path), "--device", "cpu", "--out", str(tmp_path / "new")])
+    before, after = (load_checkpoint(one)[1] for one in (path, tmp_path / "new"))
+    assert after["options"] == before["options"] and after["epoch"] == before["epoch"]
+    fields = [evidence.of_checkpoint(one) for one in (before, after)]
+    assert fields[0].weight == fields[1].weight
+    for table, own in zip(fields[0].tables, fields[1].tables, strict=True):
+        assert np.array_equal(table, own)
+    with pytest.raises(ValueError, match="has its own"):
+        new = ["--checkpoint", str(path), "--out", str(tmp_path / "newer"), "--device", "cpu"]
+        evidence.main([*new, "--labels", str(LABELS_FILE)])
+
+
 def test_without_detections_there_is_nothing_to_fit(plain_clip, arguments, tmp_path):
     (tmp_path / "none").mkdir()
     start = ["--checkpoint", str(plain_clip), *arguments, "--out", str(tmp_path / "new.pth")]
@@ -394,5 +411,9 @@ def test_infer_adds_evidence_and_explains(run, tmp_path, capsys):
     assert lines[-1].startswith("     detected: ")
     with Image.open(tmp_path / "why" / "query-1-1.png") as picture:
         assert picture.size[0] > 128
+    with pytest.raises(ValueError, match="holds pictures already"):
+        infer.main(start)
     with pytest.raises(ValueError, match="no object evidence"):
-        infer.main([*fixed, "--evidence", "off", "--explain", str(tmp_path / "why")])
+        infer.main([*fixed, "--evidence", "off", "--explain", str(tmp_path / "other")])
+    infer.main([*start[:-1], str(tmp_path / "none"), "--threshold", "1000"])
+    assert not list((tmp_path / "none").iterdir())  # no image reaches it
