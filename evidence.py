@@ -237,8 +237,8 @@ def main(arguments=None):
     is_plain = "path" in checkpoint
     if options.labels and not is_plain:
         raise ValueError(f"--labels: {options.checkpoint} has its own; leave it out")
-    if is_plain and not options.dataset:
-        raise ValueError(f"{options.checkpoint}: a plain CLIP; name its data: --dataset NAME")
+    if not (options.dataset or checkpoint["options"]["dataset"]):
+        raise ValueError(f"{options.checkpoint}: not trained here; name its data: --dataset NAME")
     label_map = read_label_map(options.labels) if options.labels else LabelMap(checkpoint["labels"])
     of_data = {**merged(given, {**usual, **checkpoint["options"]}), "augment": []}
     data = read_data(find_data(of_data), of_data, checkpoint["definition"], label_map)
@@ -247,8 +247,14 @@ def main(arguments=None):
         raise ValueError("no training image has a detection file; name their folder by --det-json")
     if is_plain:
         saved = {**checkpoint["options"], **{name: of_data[name] for name in OF_DATA}}
-        sizes_and_labels = checkpoint["definition"], label_map.lines
-        save_checkpoint(options.out, model, *sizes_and_labels, saved, evidence=as_field(evidence))
+        save_checkpoint(
+            options.out,
+            model,
+            checkpoint["definition"],
+            label_map.lines,
+            saved,
+            evidence=as_field(evidence),
+        )
     else:
         add_to_checkpoint(options.checkpoint, out=options.out, evidence=as_field(evidence))
     print(f"written to {options.out}")

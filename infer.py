@@ -325,8 +325,8 @@ def main(arguments=None):
         print_ranking(ranked, threshold)
     if options.explain:
         for q, query in enumerate(queries):
-            found_images = len(ranked[q]["images"])  # as many as reach the threshold
-            hits = scores[q].sort(descending=True, stable=True).indices[:found_images].tolist()
+            reaching = len(ranked[q]["images"])  # as many as reach the threshold
+            hits = scores[q].sort(descending=True, stable=True).indices[:reaching].tolist()
             explain(query, hits, found.images, names, evidence, f"{options.explain}/query-{q + 1}")
     if options.csv:
         hits = ranking(scores, names, queries, len(names), threshold)

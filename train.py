@@ -253,7 +253,8 @@ def add_evidence(out, data, options):
     path = out / "best_model.pth"
     device = pick_device(options["device"])
     model, _ = load_checkpoint(path, device)
-    print(f"object evidence is fitted; stopped here, python train.py --resume --out {out} fits it")
+    again = f"python train.py --resume --out {shlex.quote(str(out))}"
+    print(f"trained; now the object evidence is fitted. If it is stopped here, fit it by: {again}")
     evidence = fit_beside(model, data, device, options["batch_size"], options["workers"])
     if evidence is not None:
         add_to_checkpoint(path, evidence=as_field(evidence))

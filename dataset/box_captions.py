@@ -13,7 +13,8 @@ from PIL import Image
 
 from dataset.annotations import read_annotations
 from dataset.images import find_image, index_images, is_image, match_detections
-from dataset.vocabulary import NUMBERS
+from dataset.sentences import listed
+from dataset.vocabulary import NUMBERS, plurals
 from det_formats.det_json import load_detections
 from writing import write_text
 
@@ -47,17 +48,14 @@ def _is_in_middle(box, size):
 
 def _listing(counts):
     """As "two ships, a car and many planes", the most first."""
-    nouns = [_noun(name, count) for name, count in counts.most_common()]
-    if len(nouns) == 1:
-        return nouns[0]
-    return f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+    return listed([_noun(name, count) for name, count in counts.most_common()])
 
 
 def _noun(name, count):
     if count == 1:
         return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     number = NUMBERS[count] if count <= MOST else "many"
-    return f"{number} {name}s"
+    return f"{number} {plurals(name)[0]}"
 
 
 def write(root, out, form, det_json):

@@ -190,7 +190,11 @@ def _noun(rng, group, arrangement=False):
 
 def _listing(rng, groups):
     """As "two ships, a car and three planes"."""
-    nouns = [_noun(rng, group) for group in groups]
+    return listed([_noun(rng, group) for group in groups])
+
+
+def listed(nouns):
+    """Nouns in words: "two ships, a car and three planes"."""
     if len(nouns) == 1:
         return nouns[0]
     return f"{', '.join(nouns[:-1])} and {nouns[-1]}"

@@ -223,9 +223,9 @@ def draw_text_graph(graph, label_map):
         unknown = escaped(", ".join(graph.graph["unknown"]))[:600]
         lines += textwrap.wrap(f"in no label: {unknown}", 70)
     texts = {i: _node_lines(i, node, label_map) for i, node in graph.nodes(data=True)}
-    sizes = [
-        _text_size(line) for line in lines + [line for text in texts.values() for line in text]
-    ]
+    sizes = [_text_size(line) for line in lines]
+    for text in texts.values():
+        sizes += [_text_size(line) for line in text]
     line_height = sizes[0][1]
     top = line_height * len(lines)
     # Wide enough for two nodes side by side with an edge between, and a line of text.

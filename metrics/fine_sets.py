@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.vocabulary import NUMBERS, singular
+from dataset.vocabulary import NUMBERS, plurals, singular
 from T_Graph import build_text_graph
 
 OTHERS = 9  # alternatives of each true text
@@ -197,7 +197,7 @@ def _renamed(text, nodes, name):
     forms = {}  # words in lower case: the new ones
     for node in nodes:
         words = node["words"]
-        forms[words.lower()] = plural(name) if _is_plural(words, node["count"]) else name
+        forms[words.lower()] = plurals(name)[0] if _is_plural(words, node["count"]) else name
     longest_first = sorted(forms, key=len, reverse=True)
     pattern = rf"\b(?P<article>an? )?(?P<words>{'|'.join(map(re.escape, longest_first))})\b"
 
@@ -218,15 +218,6 @@ def _is_plural(words, count):
     if last.endswith("craft"):  # one aircraft, two aircraft
         return count != 1
     return singular(last) != last
-
-
-def plural(name):
-    """The plural of a label's name."""
-    if name.endswith("y") and name[-2:-1] not in tuple("aeiou"):
-        return name[:-1] + "ies"
-    if name.endswith(("s", "x", "z", "ch", "sh")):
-        return name + "es"
-    return name if name.endswith("craft") else name + "s"
 
 
 # ------------------------------------------------------------------ files

@@ -114,8 +114,9 @@ def test_sentences_say_what_the_boxes_hold():
         "there are two planes and an oil tank in the image .",
         "a plane in the middle of the image .",
     ]
-    assert box_captions.sentences_of([detection("ship", 1, 1)] * 11, (100, 100)) == [
-        "there are many ships in the image ."
+    many = [detection("ship", 1, 1)] * 11 + [detection("bus", 1, 1)] * 2
+    assert box_captions.sentences_of(many, (100, 100)) == [
+        "there are many ships and two buses in the image ."
     ]
     assert box_captions.sentences_of([], (100, 100)) == []
 

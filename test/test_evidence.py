@@ -385,6 +385,11 @@ def test_the_command_fits_beside_our_own_checkpoint_as_it_was_trained(run, tmp_p
         evidence.main([*new, "--labels", str(LABELS_FILE)])
 
 
+def test_a_clip_is_told_to_name_its_data(plain_clip, tmp_path):
+    with pytest.raises(ValueError, match="not trained here; name its data"):
+        evidence.main(["--checkpoint", str(plain_clip), "--out", str(tmp_path / "new.pth")])
+
+
 def test_without_detections_there_is_nothing_to_fit(plain_clip, arguments, tmp_path):
     (tmp_path / "none").mkdir()
     start = ["--checkpoint", str(plain_clip), *arguments, "--out", str(tmp_path / "new.pth")]

@@ -338,11 +338,10 @@ def test_twins_have_equal_counts_and_as_many_sentences(pairs):
 
 
 def test_twins_are_those_that_figures_depend_on_and_no_scenes(pairs, some):
-    text = "\n".join(
-        str(sentence) for pair in pairs for twin in pair for sentence in twin.sentences
-    )
+    all_twins = [twin for pair in pairs for twin in pair]
+    text = "\n".join(str(sentence) for twin in all_twins for sentence in twin.sentences)
     assert hashlib.sha256(text.encode()).hexdigest() == TWINS_DIGEST
-    layouts = {layout_key(twin.canvas) for pair in pairs for twin in pair}
+    layouts = {layout_key(twin.canvas) for twin in all_twins}
     assert len(layouts) == 120
     assert not layouts & {layout_key(canvas) for *_, canvas in some}
     assert PAIRS == 1000
