@@ -48,7 +48,7 @@ def hinge_loss(scores, positives, margin=MARGIN, max_violation=False):
     return texts.sum() + images.sum()
 
 
-def info_nce(scores, positives, logit_scale, false=None, weight=1.0):
+def info_nce(scores, positives, logit_scale):
     """Symmetric cross-entropy to the diagonal, mean over the batch (CLIP, figure 3).
 
     scores: (B, B), images by texts; logit_scale: learned logarithm of the inverse temperature.
@@ -58,12 +58,6 @@ def info_nce(scores, positives, logit_scale, false=None, weight=1.0):
     logits = logit_scale.exp().clamp(max=MAX_SCALE) * scores
     logits = logits.masked_fill(_beside_diagonal(positives), float("-inf"))
     target = torch.arange(len(scores), device=scores.device)
-    if false is not None:  # a further negative of each image: a false sentence
-        of_false, is_false = false
-        column = logit_scale.exp().clamp(max=MAX_SCALE) * of_false + math.log(weight)  # (B)
-        column = column.masked_fill(~is_false, float("-inf"))
-        of_images = F.cross_entropy(torch.cat([logits, column[:, None]], dim=1), target)
-        return (of_images + F.cross_entropy(logits.T, target)) / 2
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -73,11 +67,10 @@ def clamp_logit_scale(logit_scale):
         logit_scale.clamp_(max=math.log(MAX_SCALE) - 1e-4)
 
 
-def batch_loss(image_features, text_features, logit_scale, positives, options, false=None):
+def batch_loss(image_features, text_features, logit_scale, positives, options):
     """The loss that the options choose, of unit embeddings (B, E) and (B, E), in fp32."""
     scores = image_features.float() @ text_features.float().T  # (B, B)
     if options["loss"] == "infonce":
-        weight = options.get("counterfactuals", 0) or 1.0
-        return info_nce(scores, positives, logit_scale, false, weight)
+        return info_nce(scores, positives, logit_scale)
     hardest_only = options["loss"] == "hinge-max"
     return hinge_loss(scores, positives, max_violation=hardest_only)

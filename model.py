@@ -21,9 +21,8 @@ from backbones.loading import read_weights, state_dict_in
 from backbones.lora import adapt, merge
 from backbones.model_configs import model_config_of
 from backbones.towers import CLIP, without_numbers
-from det_formats.det_json import LabelMap, read_label_map
+from det_formats.det_json import LabelMap
 from options import converted
-from simple_tokenizer import tokenize
 from V_Graph import GEOMETRY, MAX_OBJECTS, PUBLISHED_LABELS
 from writing import written_whole
 
@@ -73,15 +72,11 @@ class FGCross(CLIP):
         width = model_config["embed_dim"]
         if graph == "object":
             self.node_projection = nn.Linear(labels + GEOMETRY, width)
-        if graph == "label-words":
-            self.node_projection = nn.Linear(width + GEOMETRY, width)
-        if graph not in ("counts", "relations"):
+        if graph != "counts":
             self.gcn1 = GCNConv(width, width)
             self.gcn2 = GCNConv(width, width)
             self.gcn3 = GCNConv(width, width)
         pooled = labels * MOST_COUNTED if graph == "counts" else width
-        if graph == "relations":
-            pooled = labels * MOST_COUNTED + 2 * labels * labels
         self.mlp = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(), nn.Linear(width, width))
         if fusion == "gate":
             self.gate = nn.Linear(2 * width, 1)
@@ -135,15 +130,6 @@ class FGCross(CLIP):
         if self.graph == "counts":
             graph_features = self.mlp(self.thermometer(nodes, mask))  # (B, E)
             return graph_features * mask.any(dim=1, keepdim=True)
-        if self.graph == "relations":
-            features = torch.cat([self.thermometer(nodes, mask), self.sides(nodes, mask)], dim=1)
-            return self.mlp(features) * mask.any(dim=1, keepdim=True)
-        if self.graph == "label-words":  # a label's vector is that of its words
-            names = read_label_map().names(range(self.labels))
-            tokens = tokenize([f"a {name}" for name in names], 77)[:, :8].to(nodes.device)
-            words = F.normalize(self.encode_text(tokens), dim=-1)  # (K, E)
-            kinds = nodes[..., : self.labels].to(words.dtype) @ words  # (B, N, E)
-            nodes = torch.cat([kinds, nodes[..., self.labels :].to(words.dtype)], dim=-1)
         x = self.node_projection(nodes)  # (B, N, E)
         for layer in (self.gcn1, self.gcn2, self.gcn3):
             x = F.relu(layer(x, adjacency, mask))
@@ -159,16 +145,6 @@ class FGCross(CLIP):
         counts = (nodes[..., : self.labels] * mask[..., None]).sum(dim=1)  # (B, K)
         levels = torch.arange(1, MOST_COUNTED + 1, device=nodes.device)
         return (counts[..., None] > levels - 0.5).to(nodes.dtype).flatten(1)
-
-    def sides(self, nodes, mask):
-        """How far right of and below each kind every other lies, in -1 to 1, (B, 2 K K)."""
-        kinds = nodes[..., : self.labels] * mask[..., None]  # (B, N, K)
-        places = nodes[..., self.labels : self.labels + 2]  # (B, N, 2)
-        counts = kinds.sum(dim=1)  # (B, K)
-        middles = kinds.transpose(1, 2) @ places / counts.clamp(min=1)[..., None]  # (B, K, 2)
-        shifts = middles[:, :, None] - middles[:, None, :]  # (B, K, K, 2)
-        both = (counts > 0)[:, :, None] & (counts > 0)[:, None, :]  # (B, K, K)
-        return (torch.tanh(4 * shifts) * both[..., None]).flatten(1)
 
     def fuse(self, image_features, graph_features, mask):
         """CLIP's (B, E) and the graph's (B, E) features to unit embeddings (B, E).

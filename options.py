@@ -22,7 +22,7 @@ from escaping import escaped
 ACTIVATIONS = ("quickgelu", "gelu")
 AUGMENTATIONS = ("crop", "flip", "turn", "erase", "colour")
 FORMS = ("auto", "txt", "karpathy", "pir")
-GRAPHS = ("object", "none", "published", "exchanged", "no-edges", "counts", "relations", "label-words")
+GRAPHS = ("object", "none", "published", "exchanged", "no-edges", "counts")
 LOSSES = ("infonce", "hinge", "hinge-max")
 NAMINGS = ("open_clip", "openai", "huggingface")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -258,8 +258,6 @@ OPTIONS = (
     option("--drop-graphs", "train", "training", least=0, most=1, only=WITH_GRAPH, type=number,
            default=0.1,
            help="share of images shown without graph; raise where many will have no detections"),
-    option("--counterfactuals", "train", "training", least=0, type=number, default=0.0,
-           help="weight of false sentences, made of the true one, as negatives of their image"),
     option("--seed", "train", "training", least=0, type=int, default=0,
            help="of all that is random; take several to see the noise"),
     # ------------------------------------------------------------------ the run

@@ -244,8 +244,7 @@ class TrainingSet(Dataset):
     tower, set, they add the caption's row.
     """
 
-    def __init__(self, image_set, records, *, model_config, augment, drop_graphs, seed,
-                 counterfactuals=False):
+    def __init__(self, image_set, records, *, model_config, augment, drop_graphs, seed):
         self.image_set = image_set
         self.image_size = model_config["image_size"]
         self.augment = augment
@@ -257,42 +256,12 @@ class TrainingSet(Dataset):
         )  # (captions, context_length)
         self.text_ids = _text_ids(self.captions)  # (captions)
         self.text_features = None
-        self.false_tokens = None
-        self.relations_first = os.environ.get("RELATIONS_FIRST") == "1"
-        if counterfactuals:
-            self._make_counterfactuals(records, model_config["text"]["context_length"])
         counts = [len(record.captions) for record in records]
         self.first = np.cumsum([0, *counts])  # where an image's captions begin
         self.used = np.flatnonzero(counts)  # the images that have captions
 
     def __len__(self):
         return len(self.used)
-
-    def _make_counterfactuals(self, records, context_length):
-        """False sentences of each caption, by what is changed, as rows of false_tokens."""
-        from dataset.counterfactual import counterfactuals  # a trial
-
-        texts = []
-        self.false_rows = []  # of each caption: lists of rows
-        kinds = {"number": 0, "kind": 0, "relation": 0}
-        rng = np.random.default_rng(self.seed)
-        for i, record in enumerate(records):
-            for caption in record.captions:
-                found = counterfactuals(
-                    caption,
-                    *self.image_set.boxes[i],
-                    self.image_set.sizes[i],
-                    self.image_set.label_map,
-                    rng,
-                )
-                rows = []
-                for kind, sentences in found.items():
-                    kinds[kind] += 1
-                    rows.append(list(range(len(texts), len(texts) + len(sentences))))
-                    texts += sentences
-                self.false_rows.append(rows)
-        print(f"counterfactuals: captions with a changed {kinds}, of {len(self.false_rows)}")
-        self.false_tokens = simple_tokenizer.tokenize(texts, context_length)
 
     def __getitem__(self, key):
         epoch, i = key
@@ -315,13 +284,6 @@ class TrainingSet(Dataset):
             item["text_features"] = self.text_features[caption]
         item["text"] = self.tokens[caption]
         item["text_id"] = self.text_ids[caption]
-        if self.false_tokens is not None:
-            rows = self.false_rows[caption]
-            item["is_false"] = torch.tensor(bool(rows))
-            item["false_text"] = torch.zeros_like(item["text"])
-            if rows:
-                own = rows[-1] if self.relations_first else rows[int(rng.integers(len(rows)))]
-                item["false_text"] = self.false_tokens[own[int(rng.integers(len(own)))]]
         item["caption_ids"] = self.text_ids[first:after]
         return item
 
@@ -372,8 +334,6 @@ def collate(items):
         else:
             batch[key] = torch.stack(values)
     batch["text"] = trim(batch["text"])
-    if "false_text" in batch:
-        batch["false_text"] = trim(batch["false_text"])
     return batch
 
 

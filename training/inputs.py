@@ -78,7 +78,6 @@ def read_data(data_sets, options, model_config, label_map):
         augment=options["augment"],
         drop_graphs=options["drop_graphs"],
         seed=options["seed"],
-        counterfactuals=options.get("counterfactuals", 0) > 0,
     )
     return TrainingData(
         data_sets=data_sets,

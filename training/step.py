@@ -259,13 +259,7 @@ def train_step(learner, train_set, batch, options, place):
     half = torch.autocast(device.type, precision, enabled=precision != torch.float32)
     with half, parametrize.cached():  # an adapted weight is read several times
         image_features, text_features = embeddings(model, batch, pixels)
-        false = None
-        if "false_text" in batch:
-            false_features = torch.nn.functional.normalize(
-                model.encode_text(batch["false_text"]), dim=-1
-            )
-            false = (image_features.float() * false_features.float()).sum(-1), batch["is_false"]
-    loss = batch_loss(image_features, text_features, model.logit_scale, positives, options, false)
+    loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
     value = loss.item()
     if not math.isfinite(value):
         raise _not_finite(f"loss {value}", place, optimizer, train_set, batch)
