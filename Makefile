@@ -13,7 +13,7 @@ $(VENV)/runtime: requirements.txt
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/development: requirements-dev.txt $(VENV)/runtime
+$(VENV)/development: requirements-dev.txt requirements-geo.txt requirements-onnx.txt $(VENV)/runtime
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
 	touch $@
 

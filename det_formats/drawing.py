@@ -6,11 +6,13 @@ Rectangles are (left, top, right, bottom) in pixels of the picture; N is the num
 
 import math
 import textwrap
+from collections import Counter
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from det_formats.geometry import corners_of
 from escaping import escaped
 
 EDGES_EACH = 2  # of an object that are drawn
@@ -39,7 +41,9 @@ def draw_graph(image, graph, scale=None, seen=None):
     nodes = graph.nodes
     shown = list(nodes) if seen is None else list(seen)
     unseen = sorted(set(nodes) - set(shown))
-    outlines = {i: _corners(nodes[i]["box"], scale) for i in shown + unseen}
+    drawn = shown + unseen
+    corners = _outlines([nodes[i]["box"] for i in drawn], scale)
+    outlines = dict(zip(drawn, corners, strict=True))
     kinds = sorted({nodes[i]["label"] for i in nodes})
     colours = {i: _COLOURS[kinds.index(nodes[i]["label"]) % len(_COLOURS)] for i in shown}
     texts = {i: f"{i} {escaped(nodes[i]['label'])}" for i in shown}
@@ -70,6 +74,78 @@ def strongest_edges(graph):
         for weight, j in sorted(edges)[:EDGES_EACH]:
             kept.add((min(i, j), max(i, j), -weight))
     return sorted(kept)
+
+
+# ------------------------------------------------------------------ a sheet of images
+
+CELL = 512  # pixels of a cell's side: an image of 256 is enlarged twice
+COLUMNS = 4
+ROOM = 8  # pixels between cells
+
+
+def draw_sheet(cells):
+    """A picture of many images with their boxes and labels, and a legend of all labels.
+
+    cells: (name, PIL image, its detections) each. A label without room is left out.
+    """
+    counts = Counter()
+    for _, _, detections in cells:
+        counts.update(one["label"] for one in detections)
+    colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(sorted(counts))}
+    line = _text_size("x")[1]
+    columns = min(COLUMNS, len(cells))
+    rows = math.ceil(len(cells) / columns)
+    width = columns * (CELL + ROOM) + ROOM
+    legend = _legend(counts, colours, width)
+    height = rows * (CELL + line + ROOM) + ROOM + legend.height
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, (name, image, detections) in enumerate(cells):
+        left = ROOM + k % columns * (CELL + ROOM)
+        top = ROOM + k // columns * (CELL + line + ROOM)
+        sheet.paste(_with_boxes(image, detections, colours), (left, top + line))
+        words = f"{escaped(name)}: {len(detections)}"
+        if _text_size(words)[0] > CELL:
+            words = f"...{words[-60:]}"
+        pen.text((left, top + _PAD), words, fill="black", font=_font())
+    sheet.paste(legend, (0, height - legend.height))
+    return sheet
+
+
+def _with_boxes(image, detections, colours):
+    """An image fit into a cell, with boxes and labels."""
+    scale = CELL / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    picture = image.resize(size, Image.BICUBIC)
+    pen = ImageDraw.Draw(picture, "RGBA")
+    outlines = _outlines([one["bbox"] for one in detections], scale)
+    for outline, one in zip(outlines, detections, strict=True):
+        _line(pen, [*outline, outline[0]], colours[one["label"]], width=2)
+    texts = [escaped(one["label"]) for one in detections]
+    boxes = [_rectangle_around(outline) for outline in outlines]
+    places = place_labels(boxes, [_text_size(text) for text in texts], size)
+    _write_labels(pen, places, texts)
+    return picture
+
+
+def _legend(counts, colours, width):
+    """All labels with their colour and their number, as wide as the sheet."""
+    line = _text_size("x")[1]
+    places = []  # (label, left, top) of each
+    left, top = ROOM, 0
+    for label in colours:
+        needed = 2 * line + _text_size(f"{escaped(label)}: {counts[label]}")[0]
+        if left + needed > width and left > ROOM:
+            left, top = ROOM, top + line
+        places.append((label, left, top))
+        left += needed
+    legend = Image.new("RGB", (width, top + line + ROOM), "white")
+    pen = ImageDraw.Draw(legend)
+    for label, left, top in places:
+        pen.rectangle((left, top + 3, left + line - 6, top + line - 3), fill=colours[label])
+        words = f"{escaped(label)}: {counts[label]}"
+        pen.text((left + line, top + _PAD), words, fill="black", font=_font())
+    return legend
 
 
 # ------------------------------------------------------------------ labels
@@ -140,12 +216,17 @@ def _draw_labels(pen, size, outlines, texts):
     numbers_places = place_labels(boxes_left, [_text_size(text) for text in numbers], size, taken)
     for k, number, place in zip(left_out, numbers, numbers_places, strict=True):
         texts[k], places[k] = number, place
-    for text, place in zip(texts, places, strict=True):
+    _write_labels(pen, places, texts)
+    return len(left_out)
+
+
+def _write_labels(pen, places, texts):
+    """Write each text into its rectangle, if it has one."""
+    for place, text in zip(places, texts, strict=True):
         if place is not None:
             left, top, right, bottom = place
             pen.rectangle((left, top, right - 1, bottom - 1), fill=(0, 0, 0, 150))
             pen.text((left + _PAD, top + _PAD), text, fill="white", font=_font())
-    return len(left_out)
 
 
 @cache
@@ -163,16 +244,10 @@ def _text_size(text):
 # ------------------------------------------------------------------ outlines, legend
 
 
-def _corners(box, scale):
-    """The four corners (x, y) of a rotated box, enlarged, in the order of its outline."""
-    cx, cy, w, h = (scale * length for length in box[:4])
-    cos, sin = math.cos(box[4]), math.sin(box[4])
-    corners = []
-    for along, across in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
-        x = cx + along * w / 2 * cos - across * h / 2 * sin
-        y = cy + along * w / 2 * sin + across * h / 2 * cos
-        corners.append((x, y))
-    return corners
+def _outlines(boxes, scale):
+    """The four corners (x, y) of each rotated box, enlarged, in the order of its outline."""
+    corners = scale * corners_of(np.reshape(boxes, (-1, 6)))  # (n, 4, 2)
+    return [[tuple(corner) for corner in outline] for outline in corners.tolist()]
 
 
 def _line(pen, points, colour, width, opacity=255):
