@@ -129,15 +129,15 @@ def _check_entry(entry, place):
     if not isinstance(box, list) or len(box) != 6:
         expected = '[cx, cy, w, h, angle, score], or five numbers and a "score"'
         raise _wrong(place, "bbox", expected, box)
-    for field, value in zip(BOX_FIELDS, box, strict=True):
-        if not _is_number(value):
-            raise _wrong(place, f"bbox {field}", "a number below 1e9 in size", value)
+    if not all(map(_is_number, box)):
+        i = [_is_number(value) for value in box].index(False)
+        raise _wrong(place, f"bbox {BOX_FIELDS[i]}", "a number below 1e9 in size", box[i])
     _, _, w, h, _, score = box
     if w < SMALLEST or h < SMALLEST:
         raise _wrong(place, "bbox w, h", "sizes above 0, at least 1e-6 pixels", [w, h])
     if not 0 <= score <= 1:
         raise _wrong(place, "score", "a number in [0, 1], the last of bbox", score)
-    return {"label": label, "bbox": [float(value) for value in box]}
+    return {"label": label, "bbox": list(map(float, box))}
 
 
 def _is_number(value):
@@ -189,11 +189,14 @@ def _refuse_foreign(content, shown):
         raise ValueError(f"{shown}: this is {foreign}; {SHOWN}") from None
 
 
+def text_of_detections(detections):
+    """The text of a file of detections, which have been checked: it is read back to the bit."""
+    return json.dumps(detections)
+
+
 def write_detections(path, detections):
     """Check detections and write them as one file, whole or not at all.
 
-    `load_detections` reads the same list back, to the bit. Raises ValueError, and writes nothing,
-    where a detection is not as `load_detections` would accept it.
+    Raises ValueError, and writes nothing, where `load_detections` would not accept one.
     """
-    text = json.dumps(check_detections(detections, path))
-    write_text(path, text)
+    write_text(path, text_of_detections(check_detections(detections, path)))

@@ -1,6 +1,6 @@
 """Formats of others: tell a file of COCO, DOTA or YOLO detections by its content.
 
-Nothing here reads detections; it is for errors that say what a file is.
+Nothing here reads detections; it is for errors that say what a file is. `convert` has the readers.
 """
 
 import json
@@ -11,7 +11,7 @@ COCO_RESULTS = "COCO results: one JSON list for all images"
 DOTA = "DOTA: four corners, a label and a difficulty a line"
 YOLO = "YOLO: a class number and fractions of the image a line"
 
-SHOWN = "det_json/README.md shows our format"
+SHOWN = "python detections.py convert makes our format of it"
 
 
 def foreign_format(content):
