@@ -30,11 +30,11 @@ def is_image(path):
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def check_picture_name(path):
+def check_picture_name(path, flag="--draw"):
     """Raise ValueError where `save_picture` cannot write to a path of this suffix."""
     if not is_image(path):
         raise ValueError(
-            f"--draw {escaped(path)}: the suffix is of no image format; end it in .png"
+            f"{flag} {escaped(path)}: the suffix is of no image format; end it in .png"
         )
 
 
@@ -85,7 +85,7 @@ def find_image(name, index, root):
     A bare name is found by its stem, a name with folders by its path, extensions aside. Raises
     ValueError where none fits, and where two do, naming both.
     """
-    wanted = without_suffix(name).parts
+    wanted = without_suffix(name).parts or ("",)  # of "" and ".", which fit none
     fits = []
     for path in index.get(wanted[-1], []):
         parts = PurePosixPath(path).with_suffix("").parts
@@ -279,6 +279,21 @@ def open_image(path):
     return pixels
 
 
+def size_of(path):
+    """(width, height) of an image file in pixels, by its head alone; ValueError as `open_image`."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{escaped(path)}: no such image")
+    most = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # nothing is decoded here, so a scene may be large
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{escaped(path)}: not readable as an image ({error})") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
+
+
 def fault_of(path):
     """What is wrong with an image file, in words; None where `open_image` reads it."""
     try:
@@ -308,6 +323,30 @@ def _unusual_bands(path):
     if bands <= 4 and max(bits) <= 8:
         return None
     return f"{bands} band{'s' if bands > 1 else ''} of {max(bits)} bits"
+
+
+def windows(size, side, overlap):
+    """Windows that cover an image: a list of (left, top, right, bottom) in pixels, row by row.
+
+    size: (width, height) of the image; side: of the windows, which are squares, or less where the
+    image is smaller; overlap: the least that two neighbours share. The last window of a row and of
+    a column ends at the image's border and shares more. Raises ValueError where a window would not
+    get on: for an overlap of the whole side or more.
+    """
+    if not 0 <= overlap < side:
+        raise ValueError(f"windows of {side} pixels cannot overlap by {overlap}")
+    width, height = size
+    found = []
+    for top in _starts(height, side, overlap):
+        for left in _starts(width, side, overlap):
+            found.append((left, top, min(left + side, width), min(top + side, height)))
+    return found
+
+
+def _starts(length, side, overlap):
+    """Where windows begin along one side of an image."""
+    last = max(0, length - side)
+    return [*range(0, last, side - overlap), last]
 
 
 def losses(sizes, image_size):

@@ -34,6 +34,8 @@ def make_files(folder, *names):
         ("notes.txt", None),
         ("2.tif", None),
         ("port/8.tif", None),
+        ("", None),
+        (".", None),
         ("1.tif", "imgs/airport/1.jpg and imgs/port/1.jpg"),
     ],
 )
@@ -221,3 +223,27 @@ def test_content_is_size_and_pixels():
     assert images.content_hash(wide) == images.content_hash(Image.new("RGB", (8, 2)))
     assert images.content_hash(wide) != images.content_hash(Image.new("RGB", (4, 4)))
     assert images.content_hash(wide) != images.content_hash(Image.new("RGB", (8, 2), (0, 0, 1)))
+
+
+# ------------------------------------------------------------------ windows
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((100, 60), [(0, 0, 100, 60)]),
+        ((40, 30), [(0, 0, 40, 30)]),
+        ((180, 50), [(0, 0, 100, 50), (80, 0, 180, 50)]),
+        ((181, 50), [(0, 0, 100, 50), (80, 0, 180, 50), (81, 0, 181, 50)]),
+        ((101, 130), [(0, 0, 100, 100), (1, 0, 101, 100), (0, 30, 100, 130), (1, 30, 101, 130)]),
+    ],
+    ids=str,
+)
+def test_windows_of_100_pixels_share_20_and_end_at_the_border(size, expected):
+    assert images.windows(size, side=100, overlap=20) == expected
+
+
+@pytest.mark.parametrize("overlap", [-1, 100, 101])
+def test_windows_that_would_not_get_on_are_refused(overlap):
+    with pytest.raises(ValueError, match=f"100 pixels cannot overlap by {overlap}"):
+        images.windows((300, 300), side=100, overlap=overlap)
