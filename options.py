@@ -21,6 +21,12 @@ from escaping import escaped
 # Choices. Where a module has a table of what each one does, a test holds its keys against these.
 ACTIVATIONS = ("quickgelu", "gelu")
 AUGMENTATIONS = ("crop", "flip", "turn", "erase", "colour")
+ANGLE_VERSIONS = ("le90", "le135", "oc")
+FORMATS_IN = (
+    "dota", "yolo-obb", "yolo", "mmrotate", "coco", "voc", "vhr10", "label-studio", "geojson",
+)  # fmt: skip
+WITH_NAMES = ("yolo-obb", "yolo", "mmrotate", "coco")  # formats that may need names of classes
+FORMATS_OUT = ("dota", "yolo-obb", "coco")
 FORMS = ("auto", "txt", "karpathy", "pir")
 GRAPHS = ("object", "none", "published", "exchanged", "no-edges", "counts")
 LOSSES = ("infonce", "hinge", "hinge-max")
@@ -84,13 +90,10 @@ def option(
     return Option(flag, scripts, group, settings, least, most, above, only or {}, free)
 
 
-def _flag(name):
-    return "--" + name.replace("_", "-")
-
-
 def _condition(name, values):
     """An entry of `only` as a user would type it: --loss hinge|hinge-max."""
-    return _flag(name) if values is GIVEN else f"{_flag(name)} {'|'.join(values)}"
+    [flag, *_] = [row.flag for row in OPTIONS if row.name == name]
+    return flag if values is GIVEN else f"{flag} {'|'.join(values)}"
 
 
 def number(text):
@@ -163,7 +166,7 @@ OPTIONS = (
     option("--det-json", "infer", "input", metavar="DIR",
            help="folder of detections that mirrors --images; default no graphs, but of the "
                 "samples theirs"),
-    option("--skip-unreadable", "infer", "input", action="store_true",
+    option("--skip-unreadable", "infer detections-detect", "input", action="store_true",
            help="leave out images that cannot be read, and list them; default an error"),
     option("--against", "audit", "input", nargs=2, metavar=("A", "B"),
            help="two data roots: report what they share"),
@@ -269,8 +272,8 @@ OPTIONS = (
     option("--overwrite", "train", "run", free=True, action="store_true",
            help="begin anew in a folder that holds a model, which stays until there is a new one"),
     # ------------------------------------------------------------------ device
-    option("--device", "train evaluate infer clip_gcn evidence", "device", free=True,
-           choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any"),
+    option("--device", "train evaluate infer clip_gcn evidence detections-detect", "device",
+           free=True, choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any"),
     option("--batch-size", "train", "device", least=1, type=int, default=128,
            help="halve on out-of-memory; InfoNCE's negatives come from the batch"),
     option("--batch-size", "evaluate infer clip_gcn evidence", "device", least=1, type=int,
@@ -323,8 +326,80 @@ OPTIONS = (
     option("--naming", "export", "output", choices=NAMINGS, default="open_clip",
            help="open_clip: a state dict; openai: an archive for OpenAI's package; huggingface: a "
                 "new folder for transformers"),
+    # ------------------------------------------------------------------ detections.py
+    option("format", "detections-convert", "input", choices=FORMATS_IN, metavar="FORMAT",
+           help=f"one of {', '.join(FORMATS_IN)}"),
+    option("input", "detections-convert", "input", metavar="INPUT",
+           help="its file, or the folder of its files"),
+    option("format", "detections-export", "input", choices=FORMATS_OUT, metavar="FORMAT",
+           help=f"one of {', '.join(FORMATS_OUT)}"),
+    option("det_json", "detections-export detections-check detections-draw", "input",
+           metavar="DET_JSON", help="folder of detections in our format"),
+    option("--images",
+           "detections-convert detections-export detections-check detections-draw "
+           "detections-detect",
+           "input", required=True, metavar="DIR",
+           help="folder of the images: boxes are in their pixels"),
+    option("--names", "detections-convert", "input", only={"format": WITH_NAMES}, metavar="FILE",
+           help="names of the classes, one a line, by number; of COCO results an id before each"),
+    option("--angle-version", "detections-convert", "input", choices=ANGLE_VERSIONS, default="le90",
+           only={"format": ("mmrotate",)}, help="of the detector's config"),
+    option("--labels", "detections-convert detections-detect", "input", metavar="FILE",
+           help="label map, whose names are written; default det_json/labels.txt"),
+    option("--model", "detections-detect", "input", required=True, metavar="FILE",
+           help="the detector: an ONNX file that ultralytics exported, task obb or detect"),
+    option("--window", "detections-detect", "input", least=1, type=int,
+           help="side in pixels of the windows that large images are seen through; default the "
+                "model's image size"),
+    option("--overlap", "detections-detect", "input", least=0, type=int,
+           help="pixels that windows share: more than an object is long, or it may be found in "
+                "pieces; default a fifth of the window"),
+    option("--scales", "detections-detect", "input", above=0, most=8, type=number, nargs="+",
+           default=[1.0],
+           help="see windows so many times as large, and merge: 1 2 3 for small cars, 0.5 1 for "
+                "long piers; default 1"),
+    option("--least-score", "detections-detect", "input", least=0, most=1, type=number,
+           default=0.25, help="leave out objects below; lower where many are missed"),
+    option("--nms", "detections-detect", "input", least=0, most=1, type=number, metavar="IOU",
+           default=0.55, help="of boxes of one label that overlap more, keep the best"),
+    option("--batch-size", "detections-detect", "device", least=1, type=int, default=8,
+           help="windows at once, if the model takes several; halve on out-of-memory"),
+    option("--unlisted", "detections-convert", "input", choices=("empty", "missing"),
+           help="what images are that no file tells of: empty, nothing was found; missing, not "
+                "looked at; default by format"),
+    option("--skip-bad", "detections-convert", "input", action="store_true",
+           help="leave out entries that cannot be read, and list them; default an error"),
+    option("--least-score", "detections-convert", "input", least=0, most=1, type=number,
+           default=0.0, help="leave out objects below; raise where many are wrong"),
+    option("--least-side", "detections-convert", "input", least=0, type=number, default=0.0,
+           help="leave out objects whose shorter side has fewer pixels"),
+    option("--nms", "detections-convert", "input", least=0, most=1, type=number, metavar="IOU",
+           help="of boxes of one label that overlap more, keep the best; default all are kept"),
+    option("--out", "detections-convert detections-detect", "output", required=True, metavar="DIR",
+           help="folder for the files of detections"),
+    option("--out", "detections-export", "output", required=True, metavar="DIR",
+           help="folder for the other program's files"),
+    option("--out", "detections-draw", "output", required=True, metavar="FILE",
+           help="the picture, a .png file"),
+    option("--scores", "detections-export", "output", action="store_true",
+           only={"format": ("dota", "yolo-obb")},
+           help="write scores too, which annotation tools do not take; COCO has them always"),
+    option("--count", "detections-draw", "output", least=1, type=int, default=12,
+           help="how many images it shows"),
+    option("--overwrite", "detections-convert detections-export", "output", action="store_true",
+           help="replace files in --out that have other content; default an error"),
+    option("--json", "detections-convert", "output", type=output_path, metavar="FILE",
+           help="write what was counted to this file, and each entry left out"),
+    option("--again", "detections-detect", "output", action="store_true",
+           help="look anew at images that have a file in --out; default they are skipped"),
+    option("--json", "detections-detect", "output", type=output_path, metavar="FILE",
+           help="write what was counted to this file, and what could not be read"),
+    option("--json", "detections-check", "output", type=output_path, metavar="FILE",
+           help="write all that is counted to this file"),
     option("--debug",
-           "train evaluate infer clip_gcn evidence ablate audit V_Graph T_Graph scenes export",
+           "train evaluate infer clip_gcn evidence ablate audit V_Graph T_Graph scenes export "
+           "detections-convert detections-export detections-check detections-draw "
+           "detections-detect",
            "help", free=True, action="store_true",
            help="show where in the code an error was raised"),
 )
@@ -584,13 +659,13 @@ def check_numbers(script, options):
                     raise ValueError(f"{row.flag} {one}: expected more than {row.above}")
 
 
-def check_training(options, given):
-    """Raise ValueError for options of train.py that contradict each other or would do nothing.
+def check_conditions(script, options, given):
+    """Raise ValueError for an option that would do nothing beside the others, as `only` tells.
 
     given: those that stand on the command line.
     """
     for row in OPTIONS:
-        if "train" in row.scripts and row.name in given:
+        if script in row.scripts and row.name in given:
             for name, values in row.only.items():
                 if values is GIVEN:
                     does_something = options[name] is not None
@@ -599,6 +674,14 @@ def check_training(options, given):
                 if not does_something:
                     condition = _condition(name, values)
                     raise ValueError(f"{row.flag} does nothing without {condition}: leave it out")
+
+
+def check_training(options, given):
+    """Raise ValueError for options of train.py that contradict each other or would do nothing.
+
+    given: those that stand on the command line.
+    """
+    check_conditions("train", options, given)
     if options["clip"] and options["model"]:
         raise ValueError("--clip brings its own sizes: leave --model out")
     if options["train"] == "lora" and not options["clip"]:
@@ -649,7 +732,8 @@ def for_resuming(saved, given):
     differences = []
     for name, value in given.items():
         if name not in FREE and _as_list(value) != _as_list(saved[name]):
-            differences.append(f"  {_flag(name)}: {saved[name]} in the run, {value} now")
+            flag = "--" + name.replace("_", "-")
+            differences.append(f"  {flag}: {saved[name]} in the run, {value} now")
     if differences:
         raise ValueError(
             "--resume: these options alter the result; leave them out to go on, or start a new "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path):
+def written_whole(path, flush=True):
     """Gives a temporary path beside `path`; what is written to it takes the name at the end.
 
     with written_whole("models/best_model.pth") as temporary:
@@ -20,7 +20,8 @@ def written_whole(path):
 
     Files and folders alike; of a link, what it leads to. After an error nothing of the new content
     is left, and what stood at `path` stays. A killed process leaves `NAME.*.tmp`. A device or pipe
-    has no name to take: it is written to as it is. Raises OSError that names `path`; torch's file
+    has no name to take: it is written to as it is. flush=False is for many small files that can be
+    made again: a power cut may leave an empty one. Raises OSError that names `path`; torch's file
     writer reports a full disk as RuntimeError, which becomes an OSError too.
     """
     path = Path(path)
@@ -30,12 +31,13 @@ def written_whole(path):
         except OSError as error:
             raise OSError(f"{path}: not written ({error})") from error
         return
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if temporary.is_file():
+        if flush and temporary.is_file():
             _flush_to_disk(temporary)
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
@@ -46,16 +48,21 @@ def written_whole(path):
             f"{path}: not written ({reason}); what stood there is whole, is the disk full?"
         ) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):  # its folder may be none: what is wrong is told above
-                temporary.unlink()
+        if os.path.lexists(temporary):
+            _remove(temporary)
 
 
-def write_text(path, text):
-    """Write a text file whole or not at all; raises OSError as `written_whole` does."""
-    with written_whole(path) as temporary:
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # what is wrong has been told
+            path.unlink()
+
+
+def write_text(path, text, flush=True):
+    """Write a text file whole or not at all; flush, and OSError, as of `written_whole`."""
+    with written_whole(path, flush) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+import detections
 from conftest import ROOT
 from options import CHANGED_NOTHING, FIXED, OPTIONS, for_training, given_options, parse_options
 
@@ -62,9 +63,19 @@ def commands_in(path):
             yield COMMANDS[script], words
 
 
+def detection_commands_in(path):
+    """Words behind `python detections.py` in a README, but for lines with placeholders."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", "")
+    for line in re.findall(r"^python detections.py (.+)$", text, flags=re.MULTILINE):
+        if "FORMAT" not in line:
+            yield shlex.split(line, comments=True)
+
+
 @pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_commands_in_a_readme_are_accepted(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # folders of outputs are made
+    for words in detection_commands_in(path):
+        detections.parse(words)
     for script, words in commands_in(path):
         parsed = parse_options(script, "", words)
         if script == "train" and not parsed.resume:

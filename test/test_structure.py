@@ -11,6 +11,7 @@ import ablate
 import audit
 import clip
 import clip_gcn_image_feature_integration
+import detections
 import evaluate
 import evidence
 import infer
@@ -31,7 +32,7 @@ ROOMS = {  # a folder, and the folders that its modules may import from
     "metrics": ("dataset", "det_formats"),
     "training": ("backbones", "dataset", "metrics"),
 }
-COMMANDS = ("train", "infer", "audit", "ablate")  # which no other module imports
+COMMANDS = ("train", "infer", "audit", "ablate", "detections")  # which no other module imports
 SOURCES = sorted([*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).glob("*.py"))])
 SCRIPTS = {
     "train": train,
@@ -41,6 +42,7 @@ SCRIPTS = {
     "T_Graph": T_Graph,
     "infer": infer,
     "audit": audit,
+    "detections": detections,
     "V_Graph": V_Graph,
     "clip": clip,
     "clip_gcn_image_feature_integration": clip_gcn_image_feature_integration,
