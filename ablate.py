@@ -9,7 +9,8 @@ measured once on the test split (of rsicd: `val`; its validation is drawn from t
 object evidence and without. "The system" is the row with the best mean on validation.
 
 Each run leaves one small JSON file in --out, its weights go. What is there is not run again; a run
-that was stopped goes on. The table is printed from the files at the end.
+that was stopped goes on. At the end the table is printed, of all files of the data set in --out. A
+row is compared with the runs of `global` that have its seeds.
 """
 
 from options import answer_early
@@ -56,13 +57,16 @@ BASE = ("global", "without")  # what the others are compared with
 
 def training_arguments(row, seed, options):
     """What train.py is called with for a row, its folder aside."""
-    root, form, det_json = options.data_root, options.annotations, options.det_json
+    name, root, form = options.dataset, options.data_root, options.annotations
+    det_json = options.det_json
+    recipe = RECIPES.get(name, [])
     if row == "box-captions":
-        root, form = str(Path(options.out) / f"{options.dataset}-box-captions"), "karpathy"
-    arguments = ["--dataset", options.dataset]
+        root, form = str(Path(options.out) / f"{name}-box-captions"), "karpathy"
+        if name == "scenes":  # a name that is the generator's own folder's
+            name, recipe = "box-captions", ["--augment"]
+    arguments = ["--dataset", name]
     for flag, value in (("--data-root", root), ("--annotations", form), ("--det-json", det_json)):
         arguments += [flag, value] if value else []
-    recipe = RECIPES.get(options.dataset, [])
     return [*arguments, *recipe, *ROWS[row], "--seed", str(seed), *shlex.split(options.extra)]
 
 
@@ -95,8 +99,9 @@ def measure_row(folder, arguments, options):
     the scenes there are "twins" too.
     """
     checkpoint = ["--checkpoint", str(folder / "best_model.pth")]
-    if options.data_root:  # box captions are of training alone
-        checkpoint += ["--dataset", options.dataset, "--data-root", options.data_root]
+    checkpoint += ["--dataset", options.dataset]  # box captions are of training alone
+    if options.data_root:
+        checkpoint += ["--data-root", options.data_root]
         checkpoint += ["--annotations", options.annotations or "auto"]
         checkpoint += ["--det-json", options.det_json] if options.det_json else []
     validation = "dev" if "--dev-images" in arguments else "val"
@@ -117,22 +122,40 @@ def measure_row(folder, arguments, options):
     return found
 
 
-def run_row(row, seed, options):
-    """The content of a run's file, which is written if it is not there yet.
+def path_of(row, seed, options):
+    """The file of a run."""
+    return Path(options.out) / f"{options.dataset}-{row}-{seed}.json"
 
-    Raises ValueError where the file is of other options.
-    """
-    path = Path(options.out) / f"{options.dataset}-{row}-{seed}.json"
-    arguments = training_arguments(row, seed, options)
-    if not path.is_file():
-        write_run(path, row, seed, arguments, options)
-        return json.loads(path.read_text(encoding="utf-8"))
+
+def read_run(row, seed, options):
+    """The content of a run's file; ValueError where it is of other options."""
+    path = path_of(row, seed, options)
     content = json.loads(path.read_text(encoding="utf-8"))
     before = content.get("arguments", [])
-    if before != arguments:
+    if before != training_arguments(row, seed, options):
         raise ValueError(f"{path}: of other options ({shlex.join(before)}); name another --out")
-    print(f"{path}: is there already")
     return content
+
+
+def all_runs(options):
+    """The contents of all files of the data set in --out, of any row and seed."""
+    contents = []
+    for row in ROWS:
+        for path in Path(options.out).glob(f"{options.dataset}-{row}-*.json"):
+            seed = path.stem.rpartition("-")[2]
+            if path == path_of(row, seed, options) and seed.isdecimal():
+                contents.append(read_run(row, int(seed), options))
+    return contents
+
+
+def do_run(row, seed, options):
+    """Train and measure a row, unless its file is there."""
+    path = path_of(row, seed, options)
+    if path.is_file():
+        read_run(row, seed, options)
+        print(f"{path}: is there already")
+    else:
+        write_run(path, row, seed, training_arguments(row, seed, options), options)
 
 
 def write_run(path, row, seed, arguments, options):
@@ -172,7 +195,10 @@ def spread(values):
 
 
 def row_cells(name, choice, runs, base):
-    """A row of the table; base: the runs that it is compared with, or None."""
+    """A row of the table; base: runs of the row that it is compared with, or None.
+
+    Of these those of the same seeds count, if there are all of them.
+    """
     validation = [content["validation"][choice]["mR"] for content in runs]
     results = [content["test"][choice] for content in runs]
     whole = [result["per_image"] for result in results]
@@ -188,7 +214,10 @@ def row_cells(name, choice, runs, base):
     ]
     if base is None or (name, choice) == BASE:
         return [*cells, "", ""]
-    same_seeds = [run["seed"] for run in runs] == [run["seed"] for run in base]
+    seeds = [run["seed"] for run in runs]
+    alike = [run for run in base if run["seed"] in seeds]
+    same_seeds = [run["seed"] for run in alike] == seeds
+    base = alike if same_seeds else base
     of_base = [content["test"][BASE[1]] for content in base]
     for own, others in (
         (whole, [result["per_image"] for result in of_base]),
@@ -247,14 +276,23 @@ def markdown(heads, rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def seed_cells(name, choice, runs):
+    """A row of the table of single runs."""
+    cells = [name, choice, " ".join(str(content["seed"]) for content in runs)]
+    for split in ("validation", "test"):
+        cells.append(" ".join(f"{content[split][choice]['mR']:.1f}" for content in runs))
+    return cells
+
+
 def table(contents):
-    """Two Markdown tables of all runs' contents, and a line that names the system."""
+    """Three Markdown tables of all runs' contents, and a line that names the system."""
     runs_of = by_row(contents)
-    rows, fine_rows, validation = [], [], {}
+    rows, fine_rows, seed_rows, validation = [], [], [], {}
     for name, runs in runs_of.items():
         for choice in ("without", "with"):
             rows.append(row_cells(name, choice, runs, runs_of.get(BASE[0])))
             fine_rows.append([name, choice, *fine_cells(choice, runs)])
+            seed_rows.append(seed_cells(name, choice, runs))
             scores = [content["validation"][choice]["mR"] for content in runs]
             validation[f"{name}, {choice} evidence"] = mean(scores)
     best = max(validation, key=validation.get)
@@ -262,6 +300,7 @@ def table(contents):
         (
             markdown(HEADS, rows),
             markdown(["row", "evidence", *FINE], fine_rows),
+            markdown(["row", "evidence", "seeds", "validation mR", "test mR"], seed_rows),
             f"the system, by the mean on validation: {best}",
         )
     )
@@ -275,11 +314,11 @@ def main(arguments=None):
     if options.data_root is None and options.dataset != "scenes":
         raise ValueError(f"--dataset {options.dataset} needs --data-root, the folder it lies in")
     Path(options.out).mkdir(parents=True, exist_ok=True)
-    contents = []
     for seed in options.seeds:
         for row in options.rows or ROWS:
             print(f"\n{row}, seed {seed}", flush=True)
-            contents.append(run_row(row, seed, options))
+            do_run(row, seed, options)
+    contents = all_runs(options)
     print("\n" + table(contents))
     return contents
 

@@ -10,6 +10,7 @@ import train
 from conftest import box
 from dataset import box_captions
 from dataset.annotations import read_annotations
+from options import parse_options
 
 
 @pytest.fixture
@@ -94,6 +95,27 @@ def test_box_captions_are_trained_on_and_the_table_is_of_the_data_set(small):
     [content] = small("box-captions")
     assert content["arguments"][3].endswith("mini-box-captions")
     assert content["test"]["without"]["images"] == 12
+
+
+def test_box_captions_of_the_scenes_have_a_name_and_a_folder_of_their_own(tmp_path):
+    options = parse_options("ablate", "", ["--out", str(tmp_path)])
+    arguments = ablate.training_arguments("box-captions", 0, options)
+    assert arguments[:4] == [
+        *("--dataset", "box-captions"),
+        *("--data-root", str(tmp_path / "scenes-box-captions")),
+    ]
+    assert "--augment" in arguments  # of scenes none, since sentences say left of
+    assert "--augment" not in ablate.training_arguments("global", 0, options)
+
+
+def test_the_table_is_of_all_runs_and_compares_equal_seeds(small, tmp_path, capsys):
+    runs = small("global", seeds=(0, 1))
+    capsys.readouterr()
+    assert small("fused", seeds=(1,))[:2] == runs
+    table = capsys.readouterr().out.splitlines()
+    line = next(line for line in table if line.startswith("| fused | without |"))
+    alone = ablate.row_cells("fused", "without", small("fused", seeds=(1,))[2:], runs[1:])
+    assert line == f"| {' | '.join(alone)} |"
 
 
 def test_an_unknown_row_is_refused(small):
