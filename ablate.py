@@ -23,13 +23,12 @@ import shlex
 import shutil
 import time
 from pathlib import Path
-from statistics import mean, stdev
 
 import evaluate
 import train
 from dataloader import Source, det_json_folder, prepare_source
 from dataset import box_captions, scenes
-from metrics.intervals import difference, figures
+from metrics.ablation import figure, tables
 from options import parse_options, run
 from writing import write_text
 
@@ -49,7 +48,6 @@ RECIPES = {  # data set: options of train.py that all its rows share
     "rsicd": "--precision bf16 --weight-decay 0.5 --epochs 40 --dev-images 1000".split(),
 }
 TEST_SPLIT = {"rsicd": "val"}  # where it is not "test"
-BASE = ("global", "without")  # what the others are compared with
 
 
 # ------------------------------------------------------------------ one run
@@ -174,136 +172,7 @@ def write_run(path, row, seed, arguments, options):
     shutil.rmtree(folder)  # which this run made
 
 
-# ------------------------------------------------------------------ the table
-
-
-def of_detected(result):
-    """A result's table by image, of the images with a detected object alone."""
-    kept = [i for i, count in enumerate(result["objects"]) if count]
-
-    def part(values):
-        if isinstance(values, dict):
-            return {name: part(column) for name, column in values.items()}
-        return [values[i] for i in kept]
-
-    return part(result["per_image"])
-
-
-def spread(values):
-    """Mean ± sample deviation of figures, in words."""
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
-def row_cells(name, choice, runs, base):
-    """A row of the table; base: runs of the row that it is compared with, or None.
-
-    Of these those of the same seeds count, if there are all of them.
-    """
-    validation = [content["validation"][choice]["mR"] for content in runs]
-    results = [content["test"][choice] for content in runs]
-    whole = [result["per_image"] for result in results]
-    detected = [of_detected(result) for result in results]
-    any_detected = all(table["names"] for table in detected)
-    cells = [
-        name,
-        choice,
-        str(len(runs)),
-        spread(validation),
-        spread([result["mR"] for result in results]),
-        spread([figures([table])["mR"] for table in detected]) if any_detected else "-",
-    ]
-    if base is None or (name, choice) == BASE:
-        return [*cells, "", ""]
-    seeds = [run["seed"] for run in runs]
-    alike = [run for run in base if run["seed"] in seeds]
-    same_seeds = [run["seed"] for run in alike] == seeds
-    base = alike if same_seeds else base
-    of_base = [content["test"][BASE[1]] for content in base]
-    for own, others in (
-        (whole, [result["per_image"] for result in of_base]),
-        (detected, [of_detected(result) for result in of_base]),
-    ):
-        if not own[0]["names"]:
-            cells.append("-")
-            continue
-        gain = difference(own, others, same_seeds)["mR"]
-        cells.append(f"{gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f}")
-    return cells
-
-
-HEADS = (
-    "row", "evidence", "seeds", "validation mR", "test mR", "images with detections",
-    "gain over global", "gain, with detections",
-)  # fmt: skip
-
-
-FINE = {  # heading: measure and figure of metrics/fine.py
-    "counting, best of ten": ("counting", "top1"),
-    "kind swap, best of ten": ("kind_swap", "top1"),
-    "within a class, mR": ("within_class", "mR"),
-    "twins": ("twins", "right"),
-}
-
-
-def fine_cells(choice, runs):
-    """The fine measures of a row, blind answers in brackets; "-" where there is none."""
-    cells = []
-    for measure, figure in FINE.values():
-        fine = [{**run["test"]["with"]["fine"], "twins": run.get("twins")} for run in runs]
-        sides = [(own[measure] or {}).get(f"{choice}_evidence") for own in fine]
-        if None in sides:
-            cells.append("-")
-            continue
-        cell = spread([side[figure] for side in sides])
-        if f"blind_{figure}" in sides[0]:
-            cell += f" ({mean(side[f'blind_{figure}'] for side in sides):.1f})"
-        cells.append(cell)
-    return cells
-
-
-def by_row(contents):
-    """{row: contents of its runs by seed}, in the order of ROWS."""
-    found = {}
-    for row in ROWS:
-        own = [content for content in contents if content["row"] == row]
-        if own:
-            found[row] = sorted(own, key=lambda content: content["seed"])
-    return found
-
-
-def markdown(heads, rows):
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def seed_cells(name, choice, runs):
-    """A row of the table of single runs."""
-    cells = [name, choice, " ".join(str(content["seed"]) for content in runs)]
-    for split in ("validation", "test"):
-        cells.append(" ".join(f"{content[split][choice]['mR']:.1f}" for content in runs))
-    return cells
-
-
-def table(contents):
-    """Three Markdown tables of all runs' contents, and a line that names the system."""
-    runs_of = by_row(contents)
-    rows, fine_rows, seed_rows, validation = [], [], [], {}
-    for name, runs in runs_of.items():
-        for choice in ("without", "with"):
-            rows.append(row_cells(name, choice, runs, runs_of.get(BASE[0])))
-            fine_rows.append([name, choice, *fine_cells(choice, runs)])
-            seed_rows.append(seed_cells(name, choice, runs))
-            scores = [content["validation"][choice]["mR"] for content in runs]
-            validation[f"{name}, {choice} evidence"] = mean(scores)
-    best = max(validation, key=validation.get)
-    return "\n\n".join(
-        (
-            markdown(HEADS, rows),
-            markdown(["row", "evidence", *FINE], fine_rows),
-            markdown(["row", "evidence", "seeds", "validation mR", "test mR"], seed_rows),
-            f"the system, by the mean on validation: {best}",
-        )
-    )
+# ------------------------------------------------------------------ the command
 
 
 def main(arguments=None):
@@ -319,7 +188,10 @@ def main(arguments=None):
             print(f"\n{row}, seed {seed}", flush=True)
             do_run(row, seed, options)
     contents = all_runs(options)
-    print("\n" + table(contents))
+    print("\n" + tables(contents, ROWS))
+    if options.figure:
+        write_text(options.figure, figure(contents, ROWS, options.dataset))
+        print(f"written to {options.figure}")
     return contents
 
 

@@ -206,6 +206,8 @@ OPTIONS = (
            help="each row is trained with each; three or more tell chance from gain"),
     option("--extra", "ablate", "run", default="", metavar="OPTIONS",
            help='further options of train.py for all rows, in quotes: "--epochs 1"'),
+    option("--figure", "ablate", "output", type=output_path, metavar="FILE",
+           help="draw the gains with their intervals to this SVG file"),
     option("--out", "ablate", "run", required=True, metavar="DIR",
            help="folder for the runs' files; what is there is not run again"),
     option("--caption-form", "train evaluate evidence", "data", nargs="+", metavar="FORM",

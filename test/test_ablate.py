@@ -1,7 +1,10 @@
 """The table: rows are trained alike, runs are not repeated, figures are those of evaluate.py."""
 
 import json
+import re
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import ablate
@@ -10,6 +13,7 @@ import train
 from conftest import box
 from dataset import box_captions
 from dataset.annotations import read_annotations
+from metrics import ablation
 from options import parse_options
 
 
@@ -114,8 +118,27 @@ def test_the_table_is_of_all_runs_and_compares_equal_seeds(small, tmp_path, caps
     assert small("fused", seeds=(1,))[:2] == runs
     table = capsys.readouterr().out.splitlines()
     line = next(line for line in table if line.startswith("| fused | without |"))
-    alone = ablate.row_cells("fused", "without", small("fused", seeds=(1,))[2:], runs[1:])
+    alone = ablation.row_cells("fused", "without", small("fused", seeds=(1,))[2:], runs[1:])
     assert line == f"| {' | '.join(alone)} |"
+
+
+def test_the_figure_has_each_gain_at_its_place(small, tmp_path):
+    runs = small("global", "fused")
+    by_row = {run["row"]: [run] for run in runs}
+    root = ElementTree.fromstring(ablation.figure(runs, ablate.ROWS, "mini"))
+    tag = "{http://www.w3.org/2000/svg}"
+    # The first panel's axis tells which x is which gain.
+    ticks = [t for t in root.iter(f"{tag}text") if re.fullmatch(r"0|[+-][0-9]+", t.text)]
+    first = ticks[: len(ticks) // 2]
+    values = [float(tick.text) for tick in first]
+    places = [float(tick.get("x")) for tick in first]
+    found = [float(circle.get("cx")) for circle in root.iter(f"{tag}circle")][2:]  # after legends
+    expected = []
+    for row, choice in (("global", "with"), ("fused", "without"), ("fused", "with")):
+        gain, _ = ablation.gains(row, choice, by_row[row], by_row["global"])
+        expected.append(np.interp(gain.value, values, places))
+    assert len(found) == 2 * len(expected)
+    np.testing.assert_allclose(found[:3], expected, atol=0.1)
 
 
 def test_an_unknown_row_is_refused(small):
