@@ -158,11 +158,12 @@ def read_files(files, reader, images, hints):
 
 def read_file(file, name, reader, images, hints, read):
     """Add what a file says to a Read. What is wrong with single entries is among its problems."""
+    shown = escaped(file)
     refused = set()  # images whose first entry was, with all that follows
     for entry in reader.entries(file, name):
         if entry.image in refused:
             continue
-        place = f"{escaped(file)}: {entry.place}"
+        place = f"{shown}: {entry.place}"
         try:
             read_entry(entry, file, place, reader, images, hints, read)
         except ValueError as error:
