@@ -68,11 +68,11 @@ from dataset.folders import (
     write_texts,
 )
 from dataset.images import check_picture_name, files_below, open_image, save_picture
-from det_formats.convert import READERS, WRITERS, WRITERS_TOGETHER, Limits, finished
+from det_formats.convert import READERS, WRITERS, WRITERS_TOGETHER, Limits, finished, folded
 from det_formats.det_json import LABELS, read_label_map, text_of_detections
 from det_formats.dota import RESULTS
 from det_formats.drawing import draw_sheet
-from det_formats.entries import Hints, text_of
+from det_formats.entries import Hints, is_number, text_of
 from det_formats.onnx_detector import OnnxDetector
 from escaping import escaped
 from options import run
@@ -139,24 +139,28 @@ class Read(NamedTuple):
     """What the files of a format say, all together."""
 
     found: dict  # image: (place, Detection) pairs; of an image that was looked at, perhaps none
-    claims: dict  # image, or image and label: the file that tells of it, and the name it has there
+    owners: dict  # image: the file that is of it alone, and the name it has there
+    tellers: dict  # image and label, where files are of many images: the file that has it
     problems: list  # "file: place: what is wrong"
     unclear: set  # images of which something could not be read
+    lost: list  # files of many images that could not be read
 
 
-def read_files(files, reader, images, hints):
+def read_files(files, reader, images, hints, label_map):
     """Read the (file, name) pairs of a format; returns a Read."""
-    read = Read(found={}, claims={}, problems=[], unclear=set())
+    read = Read(found={}, owners={}, tellers={}, problems=[], unclear=set(), lost=[])
     for file, name in Progress(files, "read", "files"):
         try:
-            read_file(file, name, reader, images, hints, read)
+            read_file(file, name, reader, images, hints, label_map, read)
         except (OSError, ValueError) as error:
             read.problems.append(f"{escaped(file)}: {error}")
             note_unclear(name, images, read)
+            if not images.like(name):
+                read.lost.append(file)
     return read
 
 
-def read_file(file, name, reader, images, hints, read):
+def read_file(file, name, reader, images, hints, label_map, read):
     """Add what a file says to a Read. What is wrong with single entries is among its problems."""
     shown = escaped(file)
     refused = set()  # images whose first entry was, with all that follows
@@ -165,7 +169,18 @@ def read_file(file, name, reader, images, hints, read):
             continue
         place = f"{shown}: {entry.place}"
         try:
-            read_entry(entry, file, place, reader, images, hints, read)
+            path = images.find(entry.image)
+            require_owner(path, (file, entry.image), read)
+            if entry.content is None:
+                require_first(path, file, read)
+                read.owners[path] = (file, entry.image)
+                read.found.setdefault(path, [])
+                continue
+            size = _size_for(reader, path, images)
+            detection = reader.detection(entry.content, size, hints)
+            if path not in read.owners:
+                note_teller(path, folded(detection.label, label_map), file, read)
+            read.found.setdefault(path, []).append((place, detection))
         except ValueError as error:
             read.problems.append(f"{place}: {error}")
             note_unclear(entry.image, images, read)
@@ -173,32 +188,42 @@ def read_file(file, name, reader, images, hints, read):
                 refused.add(entry.image)
 
 
-def read_entry(entry, file, place, reader, images, hints, read):
-    """Add what an entry says of an image to a Read; ValueError where it cannot be read."""
-    path = images.find(entry.image)
-    own = (file, entry.image)
-    if read.claims.get(path, own) != own:
-        other, _ = read.claims[path]
+def require_owner(path, own, read):
+    """Raise ValueError where an image belongs to another file, or has another name in this one."""
+    if read.owners.get(path, own) != own:
+        other, _ = read.owners[path]
         raise ValueError(f"{escaped(path)} is in {escaped(other)} already; leave one out")
-    if entry.content is None:
-        read.claims[path] = own
-        read.found.setdefault(path, [])
-        return
-    detection = reader.detection(entry.content, _size_for(reader, path, images), hints)
-    other, _ = read.claims.setdefault((path, detection.label), own)
+
+
+def require_first(path, file, read):
+    """Raise ValueError where a file of many images has told of an image that is this file's."""
+    for (told, _), other in read.tellers.items():
+        if told == path and other != file:
+            raise ValueError(f"{escaped(path)} is in {escaped(other)} already; leave one out")
+
+
+def note_teller(path, label, file, read):
+    """Note which file has an image's objects of a label; ValueError where another has them too."""
+    other = read.tellers.setdefault((path, label), file)
     if other != file:
-        raise ValueError(
-            f"{escaped(other)} has {escaped(detection.label)} of {escaped(path)}; leave one out"
-        )
-    read.found.setdefault(path, []).append((place, detection))
+        raise ValueError(f"{escaped(other)} has {escaped(label)} of {escaped(path)}; leave one out")
+
+
+def unknown_labels(labels, label_map):
+    """A line for each label that a LabelMap does not know."""
+    return [
+        f"label '{escaped(label)}' is in no line of the label map; it stays as it is"
+        for label in sorted(labels)
+        if not label_map.knows(label)
+    ]
 
 
 def note_unclear(name, images, read):
-    """Note that of the image of a name, if there is one, something could not be read."""
+    """Note that of the image of a name, or of all that it may mean, something was not read."""
     try:
         read.unclear.add(images.find(name))
-    except ValueError:
-        pass  # which is told
+    except ValueError:  # which is told
+        read.unclear.update(images.like(name))
 
 
 def _size_for(reader, path, images):
@@ -218,9 +243,9 @@ def convert(options):
     hints = Hints(names=names, angle_version=options.angle_version)
     images = ImageFolder(options.images)
     files = input_files(options.input, reader.SUFFIX, options.names)
-    read = read_files(files, reader, images, hints)
-
     label_map = read_label_map(options.labels or LABELS)
+    read = read_files(files, reader, images, hints, label_map)
+
     limits = Limits(score=options.least_score, side=options.least_side, iou=options.nms)
     kept = {}
     below = suppressed = 0
@@ -241,14 +266,18 @@ def convert(options):
         kept.pop(path, None)
     told = kept.keys() | unclear
     unlisted = [path for path in images.paths if path not in told]
-    as_empty = (options.unlisted or reader.UNLISTED) == "empty"
+    # A file of many images that could not be read may hold any of them.
+    as_empty = (options.unlisted or reader.UNLISTED) == "empty" and not read.lost
     if as_empty:
         kept.update({path: [] for path in unlisted})
     doubts = findings_of(kept, images)
     texts = {detection_name(path): text_of_detections(kept[path]) for path in sorted(kept)}
     written = write_texts(texts, options.out, options.overwrite)
 
-    for line in doubts:
+    labels = set()
+    for own in kept.values():
+        labels.update(one["label"] for one in own)
+    for line in [*unknown_labels(labels, label_map), *doubts]:
         print(f"warning: {line}")
     counts = {
         "files": len(files),
@@ -311,8 +340,15 @@ def export(options):
     print(
         f"{escaped(options.out)}: {objects} objects of {len(found)} images as {options.format}, "
         f"{written} of {len(texts)} files new; {len(images.paths) - len(found)} images have no "
-        "file of detections and get none"
+        "file of detections and get none: come back with --unlisted missing"
     )
+
+
+def require_no_numbers(detections, path):
+    """Raise ValueError for a label that DOTA's lines could not tell from a number."""
+    for one in detections:
+        if is_number(one["label"]):
+            raise ValueError(f"{escaped(path)}: label '{escaped(one['label'])}': a number; rename")
 
 
 def _texts_by_image(found, sizes, names, options):
@@ -321,6 +357,8 @@ def _texts_by_image(found, sizes, names, options):
     texts = {}
     for path, own in found.items():
         name = PurePosixPath(path).with_suffix(writer.SUFFIX)
+        if options.format == "dota":
+            require_no_numbers(own, path)
         if options.format == "dota" and name.name.startswith(RESULTS):
             raise ValueError(f"{escaped(path)}: DOTA would take its file for results; rename it")
         texts[name.as_posix()] = writer.written(own, sizes[path], names, options.scores)
@@ -404,6 +442,8 @@ def detect(options):
         file = Path(options.out) / detection_name(path)
         if options.again or not file.exists():
             files[images.root / path] = file
+    for line in unknown_labels(set(detector.names), label_map):
+        print(f"warning: {line}")
     written = write_found(detector, files, settings, label_map)
     counts = {
         "images": len(images.paths),

@@ -14,6 +14,7 @@ from dataset.images import (
     match_detections,
     require_detection_folder,
     size_of,
+    without_suffix,
 )
 from det_formats import sanity
 from det_formats.det_json import load_detections
@@ -54,6 +55,10 @@ class ImageFolder:
         if name not in self._found:
             self._found[name] = find_image(name, self.index, self.root)
         return self._found[name]
+
+    def like(self, name):
+        """The paths of all images that a name may mean, by their stem alone."""
+        return self.index.get(without_suffix(name).name, [])
 
     def size(self, path):
         """(width, height) of an image in pixels; ValueError where it is not readable."""

@@ -96,5 +96,6 @@ def _boxes(found):
 
 def folded(label, label_map):
     """The first name of a label's class in a LabelMap; the label itself where it has none there."""
-    class_id = label_map.class_id(label)
-    return label if class_id == label_map.other else label_map.names([class_id])[0]
+    if not label_map.knows(label):
+        return label
+    return label_map.names([label_map.class_id(label)])[0]

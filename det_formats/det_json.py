@@ -65,6 +65,10 @@ class LabelMap:
         lines = [*self.lines, "other"]
         return [lines[class_id].split(",")[0].strip() for class_id in class_ids]
 
+    def knows(self, label):
+        """Whether a line names a label."""
+        return _folded(label) in self._class_ids
+
     def class_id(self, label):
         """Class id of a label. A label that no line names is reported once and gets "other"."""
         if label not in self._known:

@@ -61,6 +61,19 @@ def test_files_of_labels_become_ours_and_empty_where_there_is_none(convert, tmp_
     )
 
 
+def test_the_real_files_of_dota_are_read(real_data, tmp_path):
+    labels = real_data / "detections" / "DOTA_labelTxt"
+    for file in labels.glob("*.txt"):
+        write_image(tmp_path / "tiles" / f"{file.stem}.png", (8, 8))
+    places = ["--images", str(tmp_path / "tiles"), "--out", str(tmp_path / "det_json")]
+    counts = detections.main(["convert", "dota", str(labels), *places])
+    assert (counts["files"], counts["objects"], counts["unlisted"]) == (7, 984, 0)
+    found = written(tmp_path)["P1888.json"]
+    # Its third line: 465 371 455 372 451 324 460 323 large-vehicle 0
+    assert found[2]["label"] == "large vehicle"
+    assert found[2]["bbox"][:2] == pytest.approx([457.75, 347.5], abs=1)
+
+
 def test_unlisted_images_can_stay_without_a_file(convert, tmp_path):
     convert("dota", {"a.txt": "", "sub/c.txt": SQUARE + " ship 0"}, "--unlisted", "missing")
     assert written(tmp_path) == {"a.json": [], "sub/c.json": [{"label": "ship", "bbox": BOX}]}
@@ -162,6 +175,33 @@ def test_what_could_not_be_read_is_not_taken_as_empty(convert, tmp_path, capsys)
     assert "2 images get no file, as nothing sound is left: a.png, b.png" in shown
 
 
+def test_of_a_name_that_means_two_images_none_is_taken_as_empty(convert, tiles, tmp_path):
+    write_image(tiles / "other" / "c.png", (10, 10))
+    counts = convert("dota", {"c.txt": f"{SQUARE} ship 0"}, "--skip-bad")
+    assert counts["unclear"] == ["other/c.png", "sub/c.png"]
+    assert written(tmp_path).keys() == {"a.json", "b.json"}
+
+
+def test_no_image_is_taken_as_empty_where_a_file_of_many_cannot_be_read(convert, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "Task1_ship.txt").write_bytes(b"\xff\xfe")
+    counts = convert("dota", {"a.txt": ""}, "--skip-bad")
+    assert counts["unlisted_as"] == "missing"
+    assert written(tmp_path) == {"a.json": []}
+
+
+def test_labels_and_results_of_one_image_are_refused_together(convert):
+    files = {"Task1_ship.txt": f"a 0.9 {SQUARE}", "a.txt": f"{SQUARE} boat 0"}
+    with pytest.raises(ValueError, match="a.png is in .*Task1_ship.txt already; leave one out"):
+        convert("dota", files)
+
+
+def test_labels_that_the_label_map_does_not_know_are_kept_and_told(convert, tmp_path, capsys):
+    convert("dota", {"a.txt": f"{SQUARE} lighthouse 0"})
+    assert written(tmp_path)["a.json"][0]["label"] == "lighthouse"
+    assert "warning: label 'lighthouse' is in no line of the label map" in capsys.readouterr().out
+
+
 def test_files_of_other_runs_stay_and_are_counted(convert, tmp_path):
     convert("dota", {"a.txt": ""})
     counts = convert("dota", {}, "--unlisted", "missing")
@@ -205,7 +245,6 @@ def test_two_images_of_one_name_are_refused(tiles, tmp_path):
 # ------------------------------------------------------------------ export
 
 
-@pytest.mark.filterwarnings("ignore:unknown label")
 @pytest.mark.parametrize("form", ["dota", "yolo-obb", "coco"])
 def test_there_and_back_is_the_same(tiles, tmp_path, form):
     rng = np.random.default_rng(0)
@@ -245,6 +284,7 @@ def test_there_and_back_is_the_same(tiles, tmp_path, form):
     ("form", "image", "label", "message"),
     [
         ("yolo-obb", "a", "two\nlines", "no line of classes.txt can hold it"),
+        ("dota", "a", "747", "label '747': a number; rename"),
         ("dota", "Task1_a", "ship", "DOTA would take its file for results; rename it"),
     ],
 )

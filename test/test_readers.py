@@ -218,14 +218,12 @@ def hold_all(form, folder, count):
     assert outcomes["read"] and outcomes["refused"]
 
 
-@pytest.mark.filterwarnings("ignore:unknown label")
 @pytest.mark.parametrize("form", FORMS)
 def test_damaged_files_are_refused_in_words_or_read(form, folder):
     hold_all(form, folder, FAST)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:unknown label")
 @pytest.mark.parametrize("form", FORMS)
 def test_ten_thousand_damaged_files_are_refused_in_words_or_read(form, folder):
     hold_all(form, folder, SLOW)
