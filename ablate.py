@@ -10,7 +10,8 @@ object evidence and without. "The system" is the row with the best mean on valid
 
 Each run leaves one small JSON file in --out, its weights go. What is there is not run again; a run
 that was stopped goes on. At the end the table is printed, of all files of the data set in --out. A
-row is compared with the runs of `global` that have its seeds.
+row is compared with the runs of `global` that have its seeds; where one of these is missing, with
+all.
 """
 
 from options import answer_early
@@ -128,11 +129,19 @@ def path_of(row, seed, options):
 def read_run(row, seed, options):
     """The content of a run's file; ValueError where it is of other options."""
     path = path_of(row, seed, options)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    before = content.get("arguments", [])
-    if before != training_arguments(row, seed, options):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before = content.get("arguments", [])
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not the file of a run ({error}); remove it") from None
+    if _without_places(before) != _without_places(training_arguments(row, seed, options)):
         raise ValueError(f"{path}: of other options ({shlex.join(before)}); name another --out")
     return content
+
+
+def _without_places(arguments):
+    """Arguments of train.py without the folder of sentences from boxes, which lies in --out."""
+    return [word for word in arguments if not word.endswith("-box-captions")]
 
 
 def all_runs(options):
@@ -141,7 +150,7 @@ def all_runs(options):
     for row in ROWS:
         for path in Path(options.out).glob(f"{options.dataset}-{row}-*.json"):
             seed = path.stem.rpartition("-")[2]
-            if path == path_of(row, seed, options) and seed.isdecimal():
+            if seed.isdecimal() and path == path_of(row, int(seed), options):
                 contents.append(read_run(row, int(seed), options))
     return contents
 
@@ -183,8 +192,15 @@ def main(arguments=None):
     if options.data_root is None and options.dataset != "scenes":
         raise ValueError(f"--dataset {options.dataset} needs --data-root, the folder it lies in")
     Path(options.out).mkdir(parents=True, exist_ok=True)
+    all_runs(options)  # a file of other options ends it before anything is trained
+    recipe = RECIPES.get(options.dataset, [])
+    rows = options.rows or ROWS
+    if "--dev-images" in recipe:  # which would be drawn from images with made sentences
+        if "box-captions" in (options.rows or ()):
+            raise ValueError(f"--rows box-captions: not of {options.dataset}, whose recipe has dev")
+        rows = [row for row in rows if row != "box-captions"]
     for seed in options.seeds:
-        for row in options.rows or ROWS:
+        for row in rows:
             print(f"\n{row}, seed {seed}", flush=True)
             do_run(row, seed, options)
     contents = all_runs(options)

@@ -32,19 +32,28 @@ def spread(values):
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def gains(name, choice, runs, base):
-    """What a row gains over others: (on all images, on those with detections), `Difference`s.
+def rivals(runs, base):
+    """(runs of the row that others are compared with, whether they have the seeds of `runs`).
 
-    base: runs of the row that it is compared with, of which those of the same seeds count, if there
-    are all of them; or None. A gain is None without images, or without a comparison.
+    Those of the same seeds, if there are all of them, else all.
     """
-    if base is None or (name, choice) == BASE:
-        return None, None
     seeds = [run["seed"] for run in runs]
     alike = [run for run in base if run["seed"] in seeds]
     same_seeds = [run["seed"] for run in alike] == seeds
+    return (alike if same_seeds else base), same_seeds
+
+
+def gains(name, choice, runs, base):
+    """What a row gains over others: (on all images, on those with detections), `Difference`s.
+
+    base: runs of the row that it is compared with, see `rivals`; or None. A gain is None without
+    images, or without a comparison.
+    """
+    if base is None or (name, choice) == BASE:
+        return None, None
+    compared, same_seeds = rivals(runs, base)
     own = [run["test"][choice] for run in runs]
-    others = [run["test"][BASE[1]] for run in (alike if same_seeds else base)]
+    others = [run["test"][BASE[1]] for run in compared]
     found = []
     for part in (of_all, of_detected):
         tables_of_own = [part(result) for result in own]
@@ -74,7 +83,10 @@ def row_cells(name, choice, runs, base):
         spread([figures([table])["mR"] for table in detected]) if any_detected else "-",
     ]
     if base is None or (name, choice) == BASE:
-        return [*cells, "", ""]
+        return [*cells, "", "", ""]
+    compared, same_seeds = rivals(runs, base)
+    of_base = spread([run["test"][BASE[1]]["mR"] for run in compared])
+    cells.append(of_base if same_seeds else f"{of_base}, all seeds")
     for gain in gains(name, choice, runs, base):
         words = "-"
         if gain is not None:
@@ -85,7 +97,7 @@ def row_cells(name, choice, runs, base):
 
 HEADS = (
     "row", "evidence", "seeds", "validation mR", "test mR", "images with detections",
-    "gain over global", "gain, with detections",
+    "global, same seeds", "gain over it", "gain, with detections",
 )  # fmt: skip
 
 
@@ -100,15 +112,15 @@ FINE = {  # heading: measure and figure of metrics/fine.py
 def fine_cells(choice, runs):
     """The fine measures of a row, blind answers in brackets; "-" where there is none."""
     cells = []
-    for measure, figure in FINE.values():
+    for measure, name in FINE.values():
         fine = [{**run["test"]["with"]["fine"], "twins": run.get("twins")} for run in runs]
         sides = [(own[measure] or {}).get(f"{choice}_evidence") for own in fine]
         if None in sides:
             cells.append("-")
             continue
-        cell = spread([side[figure] for side in sides])
-        if f"blind_{figure}" in sides[0]:
-            cell += f" ({mean(side[f'blind_{figure}'] for side in sides):.1f})"
+        cell = spread([side[name] for side in sides])
+        if f"blind_{name}" in sides[0]:
+            cell += f" ({mean(side[f'blind_{name}'] for side in sides):.1f})"
         cells.append(cell)
     return cells
 
@@ -151,12 +163,13 @@ def tables(contents, names):
             scores = [content["validation"][choice]["mR"] for content in runs]
             validation[f"{name}, {choice} evidence"] = mean(scores)
     best = max(validation, key=validation.get)
+    counts = ", ".join(f"{name} {len(runs)}" for name, runs in runs_of.items())
     return "\n\n".join(
         (
             markdown(HEADS, rows),
             markdown(["row", "evidence", *FINE], fine_rows),
             markdown(["row", "evidence", "seeds", "validation mR", "test mR"], seed_rows),
-            f"the system, by the mean on validation: {best}",
+            f"the system, by the mean on validation: {best}; seeds of each row: {counts}",
         )
     )
 
@@ -187,7 +200,7 @@ def figure(contents, names, dataset):
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(LEFT, 16, f"{dataset}: gain in mR over {BASE[0]}, 95 % intervals"),
+        _text(10, 16, f"{dataset}: gain in mR over {BASE[0]} of the same seeds, 95 %"),
         *_legend(LEFT + PANEL + GAP),
     ]
     for i, name in enumerate(runs_of):
