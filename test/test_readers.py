@@ -1,5 +1,6 @@
 """All readers alike: their contract, and damaged files, which they refuse in words or read."""
 
+import copy
 import json
 import os
 from collections import Counter
@@ -154,7 +155,7 @@ def damaged(draw, content):
             places = places_in(values)
             if places:
                 container, key = draw(st.sampled_from(places))
-                container[key] = draw(ODD_VALUES)
+                container[key] = copy.deepcopy(draw(ODD_VALUES))  # it may be damaged next
         return json.dumps(values).encode()
     text = content
     for _ in range(draw(st.integers(1, 4))):
