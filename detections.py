@@ -72,7 +72,8 @@ from det_formats.convert import READERS, WRITERS, WRITERS_TOGETHER, Limits, fini
 from det_formats.det_json import LABELS, read_label_map, text_of_detections
 from det_formats.dota import RESULTS
 from det_formats.drawing import draw_sheet
-from det_formats.entries import Hints, is_number, text_of
+from det_formats.entries import Hints, text_of
+from det_formats.foreign import is_number
 from det_formats.onnx_detector import OnnxDetector
 from escaping import escaped
 from options import run
@@ -140,7 +141,7 @@ class Read(NamedTuple):
 
     found: dict  # image: (place, Detection) pairs; of an image that was looked at, perhaps none
     owners: dict  # image: the file that is of it alone, and the name it has there
-    tellers: dict  # image and label, where files are of many images: the file that has it
+    tellers: dict  # image, where files are of many: {label: the file that has it}
     problems: list  # "file: place: what is wrong"
     unclear: set  # images of which something could not be read
     lost: list  # files of many images that could not be read
@@ -197,16 +198,24 @@ def require_owner(path, own, read):
 
 def require_first(path, file, read):
     """Raise ValueError where a file of many images has told of an image that is this file's."""
-    for (told, _), other in read.tellers.items():
-        if told == path and other != file:
+    for other in read.tellers.get(path, {}).values():
+        if other != file:
             raise ValueError(f"{escaped(path)} is in {escaped(other)} already; leave one out")
 
 
 def note_teller(path, label, file, read):
     """Note which file has an image's objects of a label; ValueError where another has them too."""
-    other = read.tellers.setdefault((path, label), file)
+    other = read.tellers.setdefault(path, {}).setdefault(label, file)
     if other != file:
         raise ValueError(f"{escaped(other)} has {escaped(label)} of {escaped(path)}; leave one out")
+
+
+def labels_of(detections):
+    """The labels in {image: detections}, as a set."""
+    labels = set()
+    for own in detections.values():
+        labels.update(one["label"] for one in own)
+    return labels
 
 
 def unknown_labels(labels, label_map):
@@ -274,10 +283,7 @@ def convert(options):
     texts = {detection_name(path): text_of_detections(kept[path]) for path in sorted(kept)}
     written = write_texts(texts, options.out, options.overwrite)
 
-    labels = set()
-    for own in kept.values():
-        labels.update(one["label"] for one in own)
-    for line in [*unknown_labels(labels, label_map), *doubts]:
+    for line in [*unknown_labels(labels_of(kept), label_map), *doubts]:
         print(f"warning: {line}")
     counts = {
         "files": len(files),
@@ -325,10 +331,7 @@ def export(options):
     """Write our files as another program's, the names of the classes beside them."""
     images = ImageFolder(options.images)
     found = read_folder(options.det_json, images)
-    labels = set()
-    for own in found.values():
-        labels.update(one["label"] for one in own)
-    names = sorted(labels)
+    names = sorted(labels_of(found))
     sizes = {path: images.size(path) for path in found}
     if options.format in WRITERS_TOGETHER:
         writer = WRITERS_TOGETHER[options.format]

@@ -8,7 +8,8 @@ The score of label files is ours, so that there and back keeps it.
 
 from pathlib import Path
 
-from det_formats.entries import Detection, Entry, is_number, lines_of, numbers, points_of
+from det_formats.entries import Detection, Entry, lines_of, numbers, points_of
+from det_formats.foreign import is_number
 from det_formats.geometry import corners_of
 
 SUFFIX = ".txt"

@@ -118,10 +118,10 @@ def _require_numbers(values):
     """Raise ValueError for the first value that is no number of sensible size."""
     for value in values:
         try:
-            is_number = not isinstance(value, bool) and abs(float(value)) < LARGEST
+            is_sound = not isinstance(value, bool) and abs(float(value)) < LARGEST
         except (TypeError, ValueError, OverflowError):
-            is_number = False
-        if not is_number:
+            is_sound = False
+        if not is_sound:
             raise ValueError(f"expected a number below 1e9 in size, found {value!r:.60}")
 
 
@@ -139,12 +139,3 @@ def name_of(number, hints):
     if value != int(value) or not 0 <= value < len(hints.names):
         raise ValueError(f"class {number!r:.60}: --names has classes 0 to {len(hints.names) - 1}")
     return hints.names[int(value)]
-
-
-def is_number(text):
-    """Whether a text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -48,7 +48,7 @@ def _format_of_lines(lines):
 
 
 def _format_of_fields(fields):
-    if len(fields) in (9, 10) and _are_numbers(fields[:8]) and not _is_number(fields[8]):
+    if len(fields) in (9, 10) and _are_numbers(fields[:8]) and not is_number(fields[8]):
         return DOTA
     # A box has four numbers behind the class, an oriented one eight; a score may follow.
     if len(fields) in (5, 6, 9, 10) and fields[0].isdecimal() and _are_numbers(fields):
@@ -57,10 +57,11 @@ def _format_of_fields(fields):
 
 
 def _are_numbers(fields):
-    return all(_is_number(field) for field in fields)
+    return all(is_number(field) for field in fields)
 
 
-def _is_number(field):
+def is_number(field):
+    """Whether a text is a number."""
     try:
         float(field)
     except ValueError:
