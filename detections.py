@@ -11,7 +11,7 @@
 of det_json/ mirror the images' paths: `2021/t1.tif` has `2021/t1.json`.
 """
 
-from options import Parser, add_options, check_conditions, check_numbers, default_options, end
+from options import end, parse_command
 
 COMMANDS = {  # and what each is for, in --help
     "convert": "other programs' files to det_json",
@@ -23,25 +23,8 @@ COMMANDS = {  # and what each is for, in --help
 
 
 def parse(arguments=None):
-    """The options of a command, its name among them; ValueError for one that would do nothing."""
-    options = _parser().parse_args(arguments)
-    given = vars(_parser(unset=True).parse_args(arguments))
-    script = f"detections-{options.command}"
-    check_numbers(script, vars(options))
-    check_conditions(script, vars(options), {name for name in given if given[name] is not None})
-    return options
-
-
-def _parser(unset=False):
-    """The parser of all commands; unset: an option that is not given is None."""
-    parser = Parser(description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, purpose in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose)
-        add_options(command, f"detections-{name}")
-        if unset:
-            command.set_defaults(**dict.fromkeys(default_options(f"detections-{name}")))
-    return parser
+    """The options of a command, its name among them; see `options.parse_command`."""
+    return parse_command("detections", __doc__, COMMANDS, arguments)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from clip_gcn_image_feature_integration import (
     say_what_is_missing,
     warn_of_scenes,
 )
-from dataset.annotations import prepared, read_text
+from dataset.annotations import prepared_sentences, read_text
 from dataset.batches import require_readable
 from dataset.images import files_below, is_image, open_image, require_detection_folder
 from dataset.statements import statements_of
@@ -127,15 +127,6 @@ def save_features(path, names, features):
     """Write names (R) and fused features (R, D) to an .npz file."""
     with written_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, names=np.array(names), fused=features.numpy())
-
-
-def prepare(queries, options):
-    """Sentences as the captions that the model was trained on, by its option `caption_form`."""
-    texts = [prepared(query, options["caption_form"]) for query in queries]
-    if "" in texts:
-        query = queries[texts.index("")]
-        raise ValueError(f"--queries '{query}': no word is left, cleaned as the model's captions")
-    return texts
 
 
 def ranking(scores, names, queries, top_k, threshold=-math.inf):
@@ -287,7 +278,7 @@ def main(arguments=None):
     evidence = of_checkpoint(checkpoint, options.evidence)
     if options.explain and evidence is None:
         raise ValueError("--explain: this model has no object evidence, or it is switched off")
-    texts = prepare(queries, checkpoint["options"])
+    texts = prepared_sentences(queries, checkpoint["options"]["caption_form"])
     detections = detections_of(names, det_json)
     found = encode_files(model, checkpoint, paths, detections, device, options.batch_size)
     require_enough(found, len(paths), options.skip_unreadable)

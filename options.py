@@ -129,6 +129,8 @@ def evidence_choice(text):
 
 def output_path(path):
     """An argparse type: a file to be written. Its folder is made before any work is done."""
+    if Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; name a file in it")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -274,8 +276,11 @@ OPTIONS = (
     option("--overwrite", "train", "run", free=True, action="store_true",
            help="begin anew in a folder that holds a model, which stays until there is a new one"),
     # ------------------------------------------------------------------ device
-    option("--device", "train evaluate infer clip_gcn evidence detections-detect", "device",
-           free=True, choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if any"),
+    option("--device",
+           "train evaluate infer clip_gcn evidence detections-detect search-index search-query "
+           "search-serve search-classify bench",
+           "device", free=True, choices=("auto", "cpu", "cuda"), default="auto",
+           help="auto: cuda if any"),
     option("--batch-size", "train", "device", least=1, type=int, default=128,
            help="halve on out-of-memory; InfoNCE's negatives come from the batch"),
     option("--batch-size", "evaluate infer clip_gcn evidence", "device", least=1, type=int,
@@ -398,10 +403,108 @@ OPTIONS = (
            help="write what was counted to this file, and what could not be read"),
     option("--json", "detections-check", "output", type=output_path, metavar="FILE",
            help="write all that is counted to this file"),
+    # ------------------------------------------------------------------ search.py
+    option("images", "search-index", "input", metavar="IMAGES",
+           help="folder of images or scenes, with the folders below it"),
+    option("gallery", "search-query search-serve search-export search-duplicates search-classify",
+           "input", metavar="INDEX", help="the folder that search.py index made"),
+    option("text", "search-query", "input", nargs="?", metavar="SENTENCE",
+           help="what to look for, in quotes"),
+    option("labels", "search-classify", "input", metavar="LABELS",
+           help="text file with a class a line"),
+    option("--queries", "search-query", "input", metavar="FILE",
+           help="text file with a sentence a line, in the place of one sentence"),
+    option("--image", "search-query", "input", metavar="FILE",
+           help="look for tiles like this image, alone or beside the sentence"),
+    option("--image-detections", "search-query", "input", only={"image": GIVEN}, metavar="FILE",
+           help="the detections of --image; default none"),
+    option("--vector", "search-query", "input", metavar="FILE",
+           help="look for tiles near this embedding, a .npy file"),
+    option("--weights", "search-query", "input", least=0, nargs="+", type=number,
+           help="of sentence, image and vector, as far as given, in this order; default equal"),
+    option("--not", "search-query", "input", metavar="SENTENCE",
+           help="what shall not be there: half of its score is taken off"),
+    option("--where", "search-query", "input", metavar="CONDITION",
+           help='only tiles that fulfil it: "storage_tank >= 2 and ship = 0"; gallery/README.md'),
+    option("--near", "search-query", "input", type=number, nargs=2, metavar=("LAT", "LON"),
+           help="only tiles whose centre is around this place, in degrees"),
+    option("--within", "search-query", "input", above=0, only={"near": GIVEN}, type=number,
+           default=10.0, metavar="KM", help="so many kilometres around --near"),
+    option("--bbox", "search-query", "input", type=number, nargs=4,
+           metavar=("WEST", "SOUTH", "EAST", "NORTH"),
+           help="only tiles whose centre lies in it, in degrees"),
+    option("--top-k", "search-query", "input", least=1, type=int, default=10,
+           help="how many tiles a query gets"),
+    option("--ann", "search-query", "input", action="store_true",
+           help="search approximately, by an index of vectors that is made once: for millions"),
+    option("--threshold", "search-duplicates", "input", above=0, most=1, type=number,
+           default=0.97, help="least cosine of two tiles that count as the same"),
+    option("--against", "search-duplicates", "input", metavar="INDEX",
+           help="another index: which of its tiles stand in this one too"),
+    option("--prompt", "search-classify", "input", nargs="+", default=["a satellite photo of {}"],
+           metavar="TEXT", help="sentences around a class; the mean of several is taken"),
+    option("--evidence", "search-query search-serve", "input", default="auto",
+           type=evidence_choice, metavar="WEIGHT",
+           help="auto, off, or its weight beside the cosine; auto: as chosen on validation"),
+    option("--checkpoint", "search-index", "input", metavar="FILE",
+           help="the model: from train.py, or what clip.load takes; default the latest run's "
+                "best_model.pth"),
+    option("--checkpoint", "search-query search-serve search-classify", "input", metavar="FILE",
+           help="where the model that made the index lies now; default where it was"),
+    option("--activation", "search-index search-query search-serve search-classify", "input",
+           choices=ACTIVATIONS,
+           help="of CLIP weights that do not tell it; give it when the error asks for it"),
+    option("--images", "search-query search-serve", "input", metavar="DIR",
+           help="where the indexed images lie now; default where they were"),
+    option("--det-json", "search-index", "input", metavar="DIR",
+           help="folder of detections that mirrors the images; default none"),
+    option("--tile", "search-index", "input", least=16, type=int, metavar="PIXELS",
+           help="cut images into windows of this side; default each image is one tile"),
+    option("--overlap", "search-index", "input", least=0, only={"tile": GIVEN}, type=int,
+           metavar="PIXELS",
+           help="that neighbouring windows share; default a quarter of the side"),
+    option("--bands", "search-index", "input", least=1, type=int, nargs=3,
+           metavar=("RED", "GREEN", "BLUE"), help="bands of multi-band scenes, from 1"),
+    option("--stretch", "search-index", "input", least=0, most=100, type=number, nargs=2,
+           metavar=("LOW", "HIGH"),
+           help="percentiles of a scene that become black and white: 2 98 for 16 bits"),
+    option("--workers", "search-index", "device", least=1, type=int, default=2,
+           help="threads that read images; raise where the model waits for them; not with --ray"),
+    option("--ray", "search-index", "device", nargs="?", const="local", metavar="ADDRESS",
+           help="encode on a Ray cluster, auto where this machine is one of it; without ADDRESS on "
+                "all cores of this machine"),
+    option("--precision", "search-index", "device", choices=("fp32", "bf16"),
+           help="of the image tower; default bf16 where the machine computes in it natively"),
+    option("--batch-size", "search-index", "device", least=1, type=int, default=64,
+           help="tiles at once; halve on out-of-memory"),
+    option("--keep-versions", "search-index", "output", least=1, type=int, default=3,
+           help="of the index on the disk; a commit is a version, older ones are removed"),
+    option("--port", "search-serve", "output", least=1, most=65535, type=int, default=7860,
+           help="of this machine; nobody else reaches it"),
+    option("--out", "search-index", "output", required=True, metavar="INDEX",
+           help="folder of the index, made anew or brought up to date"),
+    option("--html", "search-query", "output", type=output_path, metavar="FILE",
+           help="write a page with the tiles, their objects and a map"),
+    option("--geojson", "search-query", "output", type=output_path, metavar="FILE",
+           help="write where the tiles lie, in WGS84"),
+    option("--csv", "search-query search-duplicates search-classify", "output", type=output_path,
+           metavar="FILE", help="write a row for each tile that is listed"),
+    option("--json", "search-index search-query search-duplicates search-classify", "output",
+           type=output_path, metavar="FILE", help="write all that is found, and the options"),
+    option("--geoparquet", "search-export", "output", required=True, type=output_path,
+           metavar="FILE", help="write embeddings and footprints to this file"),
+    # ------------------------------------------------------------------ bench.py
+    option("--row", "bench", "run", nargs="+", metavar="ROW",
+           help="rows of the table; default all of them"),
+    option("--small", "bench", "run", action="store_true",
+           help="each row at a tiny size: are its sides still equal? the times mean nothing"),
+    option("--json", "bench", "output", type=output_path, metavar="FILE",
+           help="write all figures and the machine to this file"),
     option("--debug",
            "train evaluate infer clip_gcn evidence ablate audit V_Graph T_Graph scenes export "
            "detections-convert detections-export detections-check detections-draw "
-           "detections-detect",
+           "detections-detect search-index search-query search-serve search-export "
+           "search-duplicates search-classify bench",
            "help", free=True, action="store_true",
            help="show where in the code an error was raised"),
 )
@@ -506,6 +609,33 @@ def given_options(script, doc, arguments=None):
     parser.set_defaults(**dict.fromkeys(default_options(script)))  # None: not on the command line
     options = vars(parser.parse_args(arguments))
     return {name: value for name, value in options.items() if value is not None}
+
+
+def parse_command(script, doc, commands, arguments=None):
+    """The options of a script with commands, `command` among them.
+
+    commands: {name: what it is for}; the rows of OPTIONS name them as SCRIPT-NAME. Raises
+    ValueError for a number out of bounds and for an option that would do nothing.
+    """
+    options = _command_parser(script, doc, commands).parse_args(arguments)
+    unset = _command_parser(script, doc, commands, unset=True).parse_args(arguments)
+    given = {name for name, value in vars(unset).items() if value is not None}
+    row_name = f"{script}-{options.command}"
+    check_numbers(row_name, vars(options))
+    check_conditions(row_name, vars(options), given)
+    return options
+
+
+def _command_parser(script, doc, commands, unset=False):
+    """The parser of all commands; unset: an option that is not given is None."""
+    parser = Parser(description=doc.split("\n")[0])
+    parsers = parser.add_subparsers(dest="command", required=True)
+    for name, purpose in commands.items():
+        command = parsers.add_parser(name, help=purpose)
+        add_options(command, f"{script}-{name}")
+        if unset:
+            command.set_defaults(**dict.fromkeys(default_options(f"{script}-{name}")))
+    return parser
 
 
 def default_options(script, groups=GROUPS):

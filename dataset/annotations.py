@@ -73,6 +73,15 @@ def prepared(caption, caption_form=None):
     return (template or "{}").replace("{}", text) if text else ""
 
 
+def prepared_sentences(sentences, caption_form):
+    """Sentences as the captions that a model was trained on; ValueError where nothing is left."""
+    texts = [prepared(sentence, caption_form) for sentence in sentences]
+    if "" in texts:
+        sentence = sentences[texts.index("")]
+        raise ValueError(f"'{sentence}': no word is left, cleaned as the model's captions")
+    return texts
+
+
 def _cleaning_and_template(caption_form):
     """(whether captions are cleaned, the text around them or None) of a caption form."""
     form = caption_form or []

@@ -18,8 +18,6 @@ import math
 import os
 import sys
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +27,7 @@ import torch
 
 from backbones.preprocess import pixels_of, resize_and_crop
 from dataset import images
+from dataset.ahead import ahead
 from det_formats.det_json import load_detections
 from progress import Progress
 from V_Graph import detection_arrays
@@ -158,14 +157,8 @@ def decode(path, image_size):
 def _decode(paths, image_size):
     """Yield a DecodedImage for each path, in order; several are decoded at once, but few wait."""
     threads = os.cpu_count() or 1
-    waiting = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for path in Progress(paths, "decode", "images"):
-            waiting.append(pool.submit(decode, path, image_size))
-            if len(waiting) > 4 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    items = Progress(paths, "decode", "images")
+    return ahead(lambda path: decode(path, image_size), items, 4 * threads, threads)
 
 
 def _collected(pixels, decoded, boxes):

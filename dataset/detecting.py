@@ -1,13 +1,12 @@
 """A detector over many images of any size: images are decoded in threads while it computes."""
 
 import itertools
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from dataset.ahead import ahead
 from dataset.images import open_image
 from dataset.views import Seen, merged, views
 from det_formats.convert import Limits, finished, folded
@@ -102,12 +101,13 @@ def detected(detector, paths, settings, label_map, problems):
     detector: as an `OnnxDetector`, its names, letterboxed and detect. What is wrong with images
     that cannot be read is added to the list `problems`.
     """
-    opened = ahead(_opened, paths, IMAGES_AHEAD)
+    opened = ahead(_opened, paths, IMAGES_AHEAD, THREADS)
     looks = _looks(opened, settings, problems)
     prepared = ahead(
         lambda look: (look, detector.letterboxed(look.image.crop(look.window))),
         looks,
         2 * settings.batch_size,
+        THREADS,
     )
     seen = []
     while batch := list(itertools.islice(prepared, settings.batch_size)):
@@ -141,15 +141,3 @@ def _looks(opened, settings, problems):
         own = views(image.size, settings.side, settings.overlap, settings.scales)
         for number, window in enumerate(own, start=1):
             yield Look(path, image, window, is_last=number == len(own))
-
-
-def ahead(function, items, count):
-    """What a function makes of items, in their order, computed in threads up to `count` ahead."""
-    waiting = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

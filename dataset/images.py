@@ -47,11 +47,12 @@ def save_picture(picture, path):
 def files_below(root):
     """Relative paths, with `/`, of all files below a folder, in a fixed order.
 
-    Links to folders are followed, and each folder is looked at once: by its first path.
+    Links to folders are followed, and each folder is looked at once: by its first path. Raises
+    OSError for a folder that cannot be listed.
     """
     paths = []
     seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
         real_folder = os.path.realpath(folder)
         if real_folder in seen:  # a link to a folder above it, or to one beside it
             folders.clear()
@@ -62,6 +63,11 @@ def files_below(root):
         for name in sorted(files):
             paths.append((below / name).as_posix())
     return paths
+
+
+def _raise(error):
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # there is none then
+        raise error
 
 
 def index_images(root):
