@@ -47,10 +47,10 @@ from evidence import evidence_of, found_in, of_checkpoint, statements_in
 from metrics.fine import fine_measures, fine_table
 from metrics.intervals import bootstrap, compare
 from metrics.likelihood import scores
-from metrics.page import write_page
 from metrics.protocol import from_features, measure
 from metrics.queries import query_rows, top_items, worst_and_best
 from metrics.ranks import KS, per_image
+from metrics.result_page import write_page
 from metrics.tables import comparison, read_results, table, write_ranks, write_results
 from model import latest_checkpoint
 from options import DATA, FREE, parse_options, run

@@ -1,1 +1,1 @@
-"""What is measured and how it is shown: ranks, protocol, queries, intervals, tables, page."""
+"""What is measured and how it is shown: ranks, protocol, queries, intervals, tables, pages."""

@@ -180,17 +180,18 @@ def _weights(statements, labels):
         if sentence.counts:
             counts[t, :, UNMENTIONED] = 1
         for kind, statement, weight in sentence.counts:
-            counts[t, kind, statement] += _vote(weight)
-            counts[t, kind, UNMENTIONED] -= _vote(weight)
+            counts[t, kind, statement] += vote(weight)
+            counts[t, kind, UNMENTIONED] -= vote(weight)
         for kind, place, weight in sentence.places:
-            places[t, kind, place] += _vote(weight)
+            places[t, kind, place] += vote(weight)
         for kind, arrangement, weight in sentence.arrangements:
-            arrangements[t, kind, arrangement] += _vote(weight)
+            arrangements[t, kind, arrangement] += vote(weight)
     parts = [part.reshape(len(statements), -1) for part in (counts, places, arrangements)]
     return np.concatenate(parts, axis=1)  # (T, U)
 
 
-def _vote(weight):
+def vote(weight):
+    """A statement's weight as a multiple of VOTE."""
     return round(weight / VOTE) * VOTE
 
 
@@ -220,7 +221,7 @@ def _add_relations(result, tables, found, statements):
     for t, sentence in enumerate(statements):
         for kind, other, relation, weight in sentence.relations:
             row = sentences_of[kind, other].setdefault(t, np.zeros(len(RELATIONS), np.float32))
-            row[relation] += _vote(weight)
+            row[relation] += vote(weight)
     for pair, weights in sentences_of.items():
         if pair in images_of:
             rows, ratios = zip(*images_of[pair], strict=True)
@@ -249,20 +250,20 @@ def reasons(tables, one, statements, names):
     unmentioned = tables.counts[np.arange(len(names)), UNMENTIONED, one.counts]  # (K)
     rest = unmentioned.sum() if statements.counts else 0.0
     for kind, statement, weight in statements.counts:
-        rest -= _vote(weight) * unmentioned[kind]
-        value = _vote(weight) * tables.counts[kind, statement, one.counts[kind]]
+        rest -= vote(weight) * unmentioned[kind]
+        value = vote(weight) * tables.counts[kind, statement, one.counts[kind]]
         found.append(Reason(f"{COUNTS[statement]} {names[kind]}", float(value)))
     for kind, place, weight in statements.places:
         if kind in one.places:
-            value = _vote(weight) * tables.places[place, one.places[kind]]
+            value = vote(weight) * tables.places[place, one.places[kind]]
             found.append(Reason(f"{names[kind]}, {PLACES[place]}", float(value)))
     for kind, arrangement, weight in statements.arrangements:
         if kind in one.shapes:
-            value = _vote(weight) * tables.arrangements[arrangement, one.shapes[kind]]
+            value = vote(weight) * tables.arrangements[arrangement, one.shapes[kind]]
             found.append(Reason(f"{names[kind]} {ARRANGEMENTS[arrangement]}", float(value)))
     for kind, other, relation, weight in statements.relations:
         if (kind, other) in one.pairs:
-            value = _vote(weight) * tables.relations[relation, one.pairs[kind, other][relation]]
+            value = vote(weight) * tables.relations[relation, one.pairs[kind, other][relation]]
             words = f"{names[kind]} {RELATIONS[relation]} {names[other]}"
             found.append(Reason(words, float(value)))
     if statements.counts:

@@ -169,7 +169,7 @@ def test_html_and_ranks_show_the_queries_of_the_result(tmp_path, checkpoint, min
     text = page.read_text(encoding="utf-8")
     worst = max(rows[12:], key=lambda row: float(row["rank"]))
     assert f"mR {result['mR']:.1f}" in text and worst["caption"] in text
-    assert text.count("<article>") == 12 + 30
+    assert text.count("<article ") == 12 + 30
     both = ["--dataset", "mini", "other", "--data-root", mini, mini]
     for several in ([[checkpoint, checkpoint]], [checkpoint, *both]):
         with pytest.raises(ValueError, match="--html shows one result"):

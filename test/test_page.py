@@ -1,18 +1,19 @@
-"""The page parsed as a browser would, its pictures by their pixels."""
+"""What pages share: text that stays text, a frame without requests, boxes where they are."""
 
 import base64
+import hashlib
 import io
+import math
+import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import box, write_detections, write_image
-from metrics.page import LARGE, SMALL, page, picture, write_page
-from test_tables import query, result
+from metrics.page import Mark, contents, document, jpeg, picture, sentence, shown
 
-VOID = {"meta", "img"}
+VOID = {"meta", "link", "img", "input", "br"}
+EVIL = "<script>alert(\"x\")</script> & 'ships'"
 
 
 class Page(HTMLParser):
@@ -33,15 +34,23 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
 
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append([tag, dict(attributes), ""])
+
     def handle_data(self, data):
         for element in self.open:
             element[2] += data
 
     def all(self, tag, kind=None):
-        return [e for e in self.elements if e[0] == tag and kind in (None, e[1].get("class"))]
+        """The elements of a tag, and of a class where one is given."""
+        found = [element for element in self.elements if element[0] == tag]
+        return [e for e in found if kind is None or kind in e[1].get("class", "").split()]
 
+    def texts(self, tag, kind=None):
+        return [text for _, _, text in self.all(tag, kind)]
 
-EVIL = "<script>alert(\"x\")</script> & 'ships'"
+    def identifiers(self):
+        return [attributes["id"] for _, attributes, _ in self.elements if "id" in attributes]
 
 
 def images_of(parsed):
@@ -51,85 +60,107 @@ def images_of(parsed):
     return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
 
 
-def test_the_page_shows_queries_with_their_items_and_needs_no_other_file():
-    pictures = [
-        {"image": 2, "score": 0.75, "own": False},
-        {"image": 0, "score": 0.5, "own": True},
-        {"image": 1, "score": 0.25, "own": False},
-    ]
-    captions = [
-        {"caption": "a plane", "times": 3, "score": 0.7, "own": False},
-        {"caption": EVIL, "times": 1, "score": 0.6, "own": True},
-    ]
-    chosen = {
-        ("text_to_image", "worst"): [query("text_to_image", 0, EVIL, pictures)],
-        ("text_to_image", "best"): [],
-        ("image_to_text", "best"): [query("image_to_text", 3, EVIL, captions, pessimistic=2)],
-    }
-
-    def draw(number, side):
-        return f"{number} {side}".encode()
-
-    text = page({**result(), "dataset": "<i>"}, chosen, draw)
+def assert_needs_no_other(text):
+    """A page names no other file, and has the one script that its policy allows."""
+    assert not re.search(r"https?:|@import|url\(|<iframe|<base", text)
     parsed = Page(text)
-    assert not {"script", "link", "a", "iframe", "i"} & {e[0] for e in parsed.elements}
-    assert "http" not in text and "@import" not in text and "url(" not in text
-    assert EVIL not in text
-    assert parsed.all("title")[0][2] == "<i> test"
-    assert "mR 50.0, 95 % interval 48.0 to 53.0" in parsed.all("pre")[0][2]
-    about, *captions = [e[2] for e in parsed.all("p")]
-    assert "models/best_model.pth, trained on mini, epoch 3, graph object." in about
-    assert captions == [EVIL, f"best own caption: {EVIL}"]
-    heads = ["text to image: the 1 worst", "text to image: the 0 best", "image to text: the 1 best"]
-    assert [e[2] for e in parsed.all("h2")] == heads
-    ranks = ["rank 2.333, ties: 2 to 3, score 0.250", "rank 2.333, score 0.250"]
-    assert [e[2] for e in parsed.all("h3")] == ranks
-    assert [e[2] for e in parsed.all("figure", "own")] == ["2. 0.500 own a.png"]
-    others = [e[2] for e in parsed.all("figure", "other")]
-    assert others == ["a.png", "1. 0.750 c.png", "3. 0.250 b.png", "d.png"]
-    assert [e[2] for e in parsed.all("li", "own")] == [f"0.600 own {EVIL}"]
-    assert [e[2] for e in parsed.all("li", "other")] == ["0.700 a plane (3 times)"]
-    # A large picture of the query's image, small ones of its items.
-    expected = [(0, LARGE), (2, SMALL), (0, SMALL), (1, SMALL), (3, LARGE)]
-    assert images_of(parsed) == [f"{number} {side}".encode() for number, side in expected]
+    [script] = parsed.texts("script")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    [policy] = [a["content"] for _, a, _ in parsed.all("meta") if "http-equiv" in a]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert f"script-src 'sha256-{digest}';" in policy
+    targets = [a["href"] for _, a, _ in parsed.all("a")]
+    assert {target.removeprefix("#") for target in targets} <= set(parsed.identifiers())
+    assert len(set(parsed.identifiers())) == len(parsed.identifiers())
 
 
-@pytest.mark.parametrize("size", [(300, 200), (20, 60), (1000, 1)])
-def test_pictures_have_a_limited_size(tmp_path, size):
-    path = write_image(tmp_path / "a.png", size)
-    for side in (LARGE, SMALL):
-        with Image.open(io.BytesIO(picture(path, None, side))) as image:
-            assert max(image.size) == side and image.format == "JPEG"
-            shorter = max(1, side * min(size) / max(size))
-            assert min(image.size) == pytest.approx(shorter, abs=1)
-            assert image.size.index(side) == size.index(max(size))
+# ------------------------------------------------------------------ text
 
 
-def test_objects_are_drawn_where_they_are(tmp_path):
-    path = write_image(tmp_path / "a.png", (100, 50), value=90)
-    file = write_detections(tmp_path / "a.json", [box(20, 15, 30, 20)], label="ship")
-
-    def drawn(detections):
-        with Image.open(io.BytesIO(picture(path, detections, LARGE))) as image:
-            return np.asarray(image).astype(int)
-
-    changed = np.abs(drawn(file) - drawn(None)).max(axis=2) > 60
-    rows, columns = np.nonzero(changed)
-    scale = LARGE / 100
-    # The box reaches from 5 to 35 and from 5 to 25; its label stands above its left side.
-    ends = (columns.min(), columns.max(), rows.max())
-    assert ends == pytest.approx((5 * scale, 35 * scale, 25 * scale), abs=4)
-    above, top = changed[: round(5 * scale) - 2], changed[round(5 * scale) - 1 :][:4]
-    assert above[:, :80].any() and not above[:, 100:].any()
-    assert top[:, 30:150].any(axis=0).all()
+@pytest.mark.parametrize(
+    ("name", "markup"),
+    [
+        ("<script>", "&lt;script&gt;"),
+        ("</script>", "&lt;/script&gt;"),
+        ("a&b \"c\" 'd'", "a&amp;b &quot;c&quot; &#x27;d&#x27;"),
+        ("a\nb\x1b.png", r"a\nb\x1b.png"),
+        ("a\udcff", r"a\udcff"),  # of a file name that is not UTF-8
+        ("gpj.\u202ea", r"gpj.\u202ea"),  # would be read from right to left
+        ("船 é", "船 é"),
+    ],
+)
+def test_names_are_text(name, markup):
+    assert shown(name) == markup
 
 
-def test_pictures_on_the_page_are_the_images_with_their_own_detections(tmp_path):
-    files = [write_image(tmp_path / f"{i}.png", (40, 30), value=60 * i) for i in range(4)]
-    detections = [write_detections(tmp_path / "0.json", [box(20, 15)]), None, None, None]
-    items = [{"image": i, "score": 0.1, "own": i == 0} for i in (3, 0)]
-    chosen = {("text_to_image", "worst"): [query("text_to_image", 0, "x", items)]}
-    write_page(tmp_path / "p.html", result(), chosen, files, detections)
-    shown = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
-    expected = [(0, LARGE), (3, SMALL), (0, SMALL)]
-    assert images_of(shown) == [picture(files[i], detections[i], side) for i, side in expected]
+def test_white_space_of_sentences_is_one_space():
+    assert sentence(" two\u00a0planes\n\tbeside <b> ") == "two planes beside &lt;b&gt;"
+
+
+# ------------------------------------------------------------------ the frame
+
+
+def test_a_page_needs_no_other_and_knows_phones_and_the_dark():
+    links = [("one", "first <b>&</b>", [("two", "second")]), ("three", "third", ())]
+    main = f'<h1 id="one">x</h1><p id="two"></p><p id="three"></p>{contents(links)}'
+    text = document(EVIL, main, stop="hit", style=".a { top: 0 }", script="let a = 1;")
+    assert_needs_no_other(text)
+    parsed = Page(text)
+    assert EVIL not in text and parsed.texts("title") == [EVIL]
+    assert parsed.all("html")[0][1]["lang"] == "en"
+    named = {a["name"]: a["content"] for _, a, _ in parsed.all("meta") if "name" in a}
+    assert named["viewport"].startswith("width=device-width")
+    assert named["color-scheme"] == "light dark"
+    [style] = parsed.texts("style")
+    assert ":root { color-scheme: light dark" in style and style.endswith(".a { top: 0 }")
+    assert parsed.texts("script")[0].endswith("let a = 1;")
+    [folded] = parsed.texts("details")[1:]  # after the keys
+    assert folded == "first &second" and "next hit" in parsed.texts("details")[0]
+
+
+# ------------------------------------------------------------------ pictures
+
+
+@pytest.mark.parametrize(
+    ("size", "small"), [((640, 320), (320, 160)), ((20, 60), (20, 60)), ((1000, 1), (320, 1))]
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_pictures_are_made_smaller_never_larger(size, small, mode):
+    image = Image.new(mode, size)
+    with Image.open(io.BytesIO(jpeg(image, 320))) as found:
+        assert found.size == small and found.format == "JPEG"
+    assert image.size == size
+
+
+def test_boxes_are_outlines_in_pixels_of_the_image():
+    # From 5 to 35 and from 5 to 25; then a square with a diagonal of 20, standing on its corner.
+    marks = [
+        Mark((20, 15, 30, 20, 0, 0.9), "ship", "c0"),
+        Mark((50, 50, 200**0.5, 200**0.5, math.pi / 4), EVIL, "main"),
+    ]
+    text = picture(b"x", (100, 80), EVIL, 50, marks, [(20, 15, 50, 50, 0.5)])
+    parsed = Page(text)
+    [(_, image, _)] = parsed.all("img")
+    assert (image["alt"], image["width"], image["height"]) == (EVIL, "100", "80")
+    assert images_of(parsed) == [b"x"]
+    assert parsed.all("div", "picture")[0][1]["style"] == "width: 50px"
+    assert 'viewBox="0 0 100 80"' in text
+    first, second = parsed.all("polygon")
+    assert first[1] == {"class": "c0", "points": "5.0,5.0 35.0,5.0 35.0,25.0 5.0,25.0"}
+    assert second[1]["points"] == "50.0,40.0 60.0,50.0 50.0,60.0 40.0,50.0"
+    assert parsed.texts("title") == ["ship", EVIL]
+    assert '<line x1="20.0" y1="15.0" x2="50.0" y2="50.0" opacity="0.50"/>' in text
+
+
+def test_a_label_stands_above_its_box_in_the_size_of_the_page():
+    # Shown twice as large: the box's corner is at (40, 60), the label 17 pixels above it.
+    mark = Mark((50, 40, 60, 20, 0), "ship", "c0", label="<1>")
+    text = picture(b"", (100, 80), "a", 200, [mark])
+    [(_, attributes, words)] = Page(text).all("span", "label")
+    assert words == "<1>"
+    # 40 of 200 pixels; 60 - 17 = 43 of 160.
+    assert attributes["style"] == "left: 20.0%; top: 26.9%"
+
+
+def test_a_picture_without_objects_has_nothing_over_it():
+    assert "svg" not in picture(b"", (4, 4), "a", 4)
