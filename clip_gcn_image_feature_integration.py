@@ -144,14 +144,17 @@ def full_precision():
 BRANCHES = ("clip", "graph", "fused")
 
 
-def encode_batch(model, batch, device):
+def encode_batch(model, batch, device, precision=torch.float32):
     """Features of a batch's images: {"clip", "graph", "fused"}, each (B, D) on the CPU, fp32.
 
-    batch: a dict of tensors with image or image_features, nodes, adjacency and mask.
+    batch: a dict of tensors with image or image_features, nodes, adjacency and mask. precision: of
+    the image tower alone.
     """
     batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
     if "image" in batch:
-        image_features = model.encode_image(preprocess.normalize(batch["image"]))
+        device_type = torch.device(device).type
+        with torch.autocast(device_type, precision, enabled=precision != torch.float32):
+            image_features = model.encode_image(preprocess.normalize(batch["image"])).float()
     else:
         image_features = batch["image_features"]
     parts = model.branches(image_features, batch["nodes"], batch["adjacency"], batch["mask"])

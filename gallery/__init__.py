@@ -1,0 +1,1 @@
+"""Search: an index of image tiles, queries over it, and pages for people."""
