@@ -1,10 +1,11 @@
 # make demo    train, evaluate and infer on synthetic scenes; needs Python 3.10+ only
 # make test    lint and the fast tests
-# make check   make test, the slow tests, make demo
+# make check   make test, the slow tests, the fast ones without optional packages, make demo
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+OPTIONAL := lancedb lance pyarrow gradio ray lance_ray rasterio onnxruntime playwright
 
 .PHONY: demo test check clean
 
@@ -13,7 +14,7 @@ $(VENV)/runtime: requirements.txt
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/development: requirements-dev.txt requirements-geo.txt requirements-onnx.txt $(VENV)/runtime
+$(VENV)/development: $(wildcard requirements-*.txt) $(VENV)/runtime
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
@@ -29,6 +30,7 @@ test: $(VENV)/development
 
 check: test
 	$(RUN) -m pytest -m slow
+	FGCROSS_BLOCKED="$(OPTIONAL)" OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 	$(MAKE) demo
 
 clean:

@@ -1,7 +1,9 @@
 """Shared by the tests: devices, real data where FGCROSS_DATA names them, small models and sets."""
 
+import importlib.abc
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -15,6 +17,27 @@ from backbones import model_configs
 from backbones.towers import CLIP
 from dataset import scenes
 from det_formats.det_json import LABELS, read_label_map
+
+
+class Without(importlib.abc.MetaPathFinder):
+    """A finder of modules that does not find some packages, as if they were not installed."""
+
+    def __init__(self, finder, names):
+        self.finder = finder
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+
+BLOCKED = os.environ.get("FGCROSS_BLOCKED", "").split()
+if BLOCKED:
+    sys.meta_path[:] = [Without(finder, BLOCKED) for finder in sys.meta_path]
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SIZE = 32

@@ -13,6 +13,8 @@ from dataset.detecting import Settings, write_found
 from det_formats.det_json import load_detections, read_label_map
 from det_formats.onnx_detector import Found
 
+pytest.importorskip("onnxruntime", reason="pip install -r requirements-onnx.txt")
+
 FIXTURES = ROOT / "test" / "fixtures"
 PREDICTED = json.loads((FIXTURES / "obb.json").read_text())
 OURS = ["ship", "storage tank", "vehicle"]  # of the classes ship, storage-tank, small-vehicle

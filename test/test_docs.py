@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 import detections
+import search
 from conftest import ROOT
 from options import CHANGED_NOTHING, FIXED, OPTIONS, for_training, given_options, parse_options
 
@@ -63,10 +64,10 @@ def commands_in(path):
             yield COMMANDS[script], words
 
 
-def detection_commands_in(path):
-    """Words behind `python detections.py` in a README, but for lines with placeholders."""
+def words_behind(script, path):
+    """Words behind `python SCRIPT.py` in a README, but for lines with placeholders."""
     text = path.read_text(encoding="utf-8").replace("\\\n", "")
-    for line in re.findall(r"^python detections.py (.+)$", text, flags=re.MULTILINE):
+    for line in re.findall(rf"^python {script}.py (.+)$", text, flags=re.MULTILINE):
         if "FORMAT" not in line:
             yield shlex.split(line, comments=True)
 
@@ -74,12 +75,20 @@ def detection_commands_in(path):
 @pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_commands_in_a_readme_are_accepted(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # folders of outputs are made
-    for words in detection_commands_in(path):
+    for words in words_behind("detections", path):
         detections.parse(words)
+    for words in words_behind("search", path):
+        search.parse(words)
     for script, words in commands_in(path):
         parsed = parse_options(script, "", words)
         if script == "train" and not parsed.resume:
             for_training(vars(parsed), given_options("train", "", words))
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_nothing_is_left_to_be_filled_in(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"^\{\w+\}$", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")

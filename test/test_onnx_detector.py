@@ -12,6 +12,8 @@ from PIL import Image
 from conftest import ROOT
 from det_formats.onnx_detector import OnnxDetector, letterboxed
 
+pytest.importorskip("onnxruntime", reason="pip install -r requirements-onnx.txt")
+
 FIXTURES = ROOT / "test" / "fixtures"
 PREDICTED = json.loads((FIXTURES / "obb.json").read_text())  # by the package itself
 

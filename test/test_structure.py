@@ -9,6 +9,7 @@ import pytest
 
 import ablate
 import audit
+import bench
 import clip
 import clip_gcn_image_feature_integration
 import detections
@@ -17,6 +18,7 @@ import evidence
 import infer
 import loss
 import options
+import search
 import T_Graph
 import train
 import V_Graph
@@ -31,18 +33,22 @@ ROOMS = {  # a folder, and the folders that its modules may import from
     "dataset": ("backbones", "det_formats"),
     "metrics": ("dataset", "det_formats"),
     "training": ("backbones", "dataset", "metrics"),
+    "gallery": ("backbones", "dataset", "det_formats", "metrics"),
 }
-COMMANDS = ("train", "infer", "audit", "ablate", "detections")  # which no other module imports
+# Which no other module imports.
+COMMANDS = ("train", "infer", "audit", "ablate", "bench", "detections", "search")
 SOURCES = sorted([*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).glob("*.py"))])
 SCRIPTS = {
     "train": train,
     "evaluate": evaluate,
     "evidence": evidence,
     "ablate": ablate,
+    "bench": bench,
     "T_Graph": T_Graph,
     "infer": infer,
     "audit": audit,
     "detections": detections,
+    "search": search,
     "V_Graph": V_Graph,
     "clip": clip,
     "clip_gcn_image_feature_integration": clip_gcn_image_feature_integration,
