@@ -28,7 +28,7 @@ from dataset.images import (
 from det_formats.det_json import LabelMap
 from escaping import escaped
 from gallery import table
-from gallery.rasters import Reading
+from gallery.rasters import reading_of
 from gallery.reading import Cut, File, tiles
 from progress import Progress
 
@@ -170,14 +170,10 @@ def cut_of(settings, checkpoint):
     return Cut(
         image_size=checkpoint["definition"]["image_size"],
         label_map=LabelMap(checkpoint["labels"]),
-        reading=Reading(_tuple(settings.bands), _tuple(settings.stretch)),
+        reading=reading_of(settings.bands, settings.stretch),
         tile=settings.tile,
         overlap=settings.overlap,
     )
-
-
-def _tuple(values):
-    return None if values is None else tuple(values)
 
 
 @torch.no_grad()

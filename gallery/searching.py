@@ -4,21 +4,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from backbones.preprocess import pixels_of, resize_and_crop
-from clip_gcn_image_feature_integration import encode_batch, image_settings, load_model
+from clip_gcn_image_feature_integration import image_settings, load_model
 from dataset.batches import Images
-from dataset.cache import read_boxes
-from det_formats.det_json import LabelMap
 from escaping import escaped
 from evidence import of_checkpoint
 from gallery import approximate as approximate_search
 from gallery import filters, table
 from gallery.answers import FITS, Explainer, best_of_others, hits
-from gallery.indexing import PRECISIONS, digest_of
+from gallery.indexing import PRECISIONS, cut_of, digest_of, encode
 from gallery.ranking import CANDIDATES, Engine, columns_for, rank, rows_from
 from gallery.rasters import open_scene, reading_of
+from gallery.reading import File, tiles_of_file
 
 
 class Filter(NamedTuple):
@@ -107,25 +104,19 @@ class Search:
 
     def encode_image(self, path, detections=None):
         """The embedding (D) of an image file, with its file of detections or without."""
-        label_map = LabelMap(self.settings.labels)
-        [(class_ids, boxes)], unknown = read_boxes([detections], label_map)
-        if unknown:
-            print(f"labels that count as other: {escaped(', '.join(unknown))}")
-        reading = reading_of(self.settings.bands, self.settings.stretch)
-        with open_scene(path, reading) as scene:
-            image = scene.read((0, 0, *scene.size))
-        if image is None:
-            raise ValueError(f"{escaped(path)}: holds no data")
-        size = self.engine.checkpoint["definition"]["image_size"]
+        file = File(Path(path), str(path), detections)
+        cut = cut_of(self.settings._replace(tile=None), self.engine.checkpoint)
         graphs = Images([], [], [], **image_settings(self.engine.checkpoint))
-        arrays = graphs.graph(class_ids, boxes, image.size)
-        batch = {"image": torch.from_numpy(pixels_of(resize_and_crop(image, size)))[None]}
-        for name in ("nodes", "adjacency", "mask"):
-            batch[name] = torch.from_numpy(getattr(arrays, name))[None]
         precision = PRECISIONS[self.settings.precision]
-        with torch.no_grad():
-            found = encode_batch(self.engine.model, batch, self.device, precision)
-        return found["fused"][0].numpy()
+        reads = tiles_of_file(file, cut)
+        found = list(encode(reads, graphs, self.engine.model, self.device, 1, precision))
+        end, _ = found[-1]
+        if end.problem is not None:
+            raise ValueError(end.problem)
+        if end.empty:
+            raise ValueError(f"{escaped(path)}: holds no data")
+        _, vector = found[0]
+        return vector
 
     def vector_of(self, tile_id):
         """The embedding (D) of a tile of the index; ValueError where it has none of this name."""
