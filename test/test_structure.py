@@ -34,6 +34,7 @@ ROOMS = {  # a folder, and the folders that its modules may import from
     "metrics": ("dataset", "det_formats"),
     "training": ("backbones", "dataset", "metrics"),
     "gallery": ("backbones", "dataset", "det_formats", "metrics"),
+    "benchmarks": ("backbones", "dataset", "det_formats", "gallery", "metrics", "training"),
 }
 # Which no other module imports.
 COMMANDS = ("train", "infer", "audit", "ablate", "bench", "detections", "search")

@@ -1,0 +1,1 @@
+"""The rows of bench.py: what is measured, beside what."""

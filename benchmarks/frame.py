@@ -1,0 +1,75 @@
+"""What every row of bench.py shares: sides that take turns, ratios, the machine."""
+
+import os
+import platform
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Result(NamedTuple):
+    """What one comparison found."""
+
+    name: str  # what was measured, at which size
+    seconds: dict  # {side: median of its repetitions}; the first side is ours
+    ratios: dict  # {other side: (median, least, largest) of its seconds / ours}
+    notes: dict  # further figures, by what they are
+
+
+def compared(name, sides, repetitions, notes=None):
+    """The Result of sides, {name: function}, that take turns after one round of warm-up.
+
+    The first side is ours.
+    """
+    seconds = {side: [] for side in sides}
+    for repetition in range(repetitions + 1):
+        for side, function in sides.items():
+            begin = time.perf_counter()
+            function()
+            if repetition > 0:
+                seconds[side].append(time.perf_counter() - begin)
+    ours, *others = (np.array(seconds[side]) for side in sides)
+    ratios = {}
+    for side, other in zip(list(sides)[1:], others, strict=True):
+        ratio = other / ours
+        ratios[side] = (float(np.median(ratio)), float(ratio.min()), float(ratio.max()))
+    medians = {side: float(np.median(values)) for side, values in seconds.items()}
+    return Result(name, medians, ratios, notes or {})
+
+
+def require_equal(condition, what):
+    """End a row whose sides do not compute the same: their times mean nothing then."""
+    if not condition:
+        raise RuntimeError(f"bench: {what} are not the same on all sides")
+
+
+def lines_of(row, result):
+    """A Result as lines for people."""
+    ours = next(iter(result.seconds))
+    lines = [f"{row}: {result.name}"]
+    for side, seconds in result.seconds.items():
+        line = f"  {side:28} {1000 * seconds:10.2f} ms"
+        if side != ours:
+            line += "   ours is {:.2f} x as fast ({:.2f} to {:.2f})".format(*result.ratios[side])
+        lines.append(line)
+    for what, value in result.notes.items():
+        shown = value if isinstance(value, dict) else {"": value}
+        parts = [f"{name} {number:.4g}".strip() for name, number in shown.items()]
+        lines.append(f"  {what}: {', '.join(parts)}")
+    return lines
+
+
+def machine(device):
+    """What the figures were measured on."""
+    processor = platform.processor() or platform.machine()
+    if torch.device(device).type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
