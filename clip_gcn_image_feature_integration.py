@@ -62,7 +62,7 @@ BATCHES = (
 )
 
 
-FEATURES = 1  # raise it whenever towers, graphs or tokenizer give other features than before
+FEATURES = 2  # raise it whenever towers, graphs or tokenizer give other features than before
 
 
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
@@ -288,17 +288,19 @@ def digest_of_weights(weights, model_config):
 def encode_texts(model, texts, device, batch_size=256):
     """Unit features of texts (T, D) on the CPU.
 
-    Texts with the same tokens are encoded once, so that their features are equal to the bit.
+    Texts with the same tokens are encoded once, so that their features are equal to the bit. Those
+    of one length go together: a batch is as long as its longest text.
     """
     model.eval()
     tokens = simple_tokenizer.tokenize(texts, context_length=len(model.positional_embedding))
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
-    parts = []
+    by_length = distinct.argmax(dim=1).argsort(stable=True)  # the end token has the highest id
+    features = torch.empty(len(distinct), model.text_projection.shape[1])
     with parametrize.cached():
-        for part in Progress(distinct.split(batch_size), "encode texts", "batches"):
-            features = model.encode_text(trim(part).to(device))
-            parts.append(F.normalize(features, dim=-1).cpu())
-    return torch.cat(parts)[inverse]  # (T, D)
+        for part in Progress(by_length.split(batch_size), "encode texts", "batches"):
+            encoded = model.encode_text(trim(distinct[part]).to(device))
+            features[part] = F.normalize(encoded, dim=-1).cpu()
+    return features[inverse]  # (T, D)
 
 
 class SplitFeatures(NamedTuple):

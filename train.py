@@ -45,6 +45,7 @@ from training.step import (
     keep_freed_memory,
     make_learner,
     pick_precision,
+    recompute_blocks,
     set_training_mode,
     start_model,
     train_step,
@@ -286,6 +287,8 @@ def train(options, checkpoint, lock):
     data = read_data(data_sets, options, model_config, label_map)
     model.to(device, memory_format=torch.channels_last)
     freeze(model, options["train"])
+    if options["recompute"]:
+        recompute_blocks(model)
     print_what_trains(model, device, options["precision"])
     if options["train"] == "graph":
         data = with_features(data, model, model_config, device, options)
