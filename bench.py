@@ -17,6 +17,13 @@ if __name__ == "__main__":
 
 import json
 
+from benchmarks.encoding import (
+    evaluating,
+    graph_branch,
+    image_features,
+    text_features,
+    training_step,
+)
 from benchmarks.frame import lines_of, machine
 from benchmarks.indexing import index
 from benchmarks.search import search_ann, search_exact
@@ -26,6 +33,11 @@ from options import parse_options, run
 from writing import write_text
 
 ROWS = {
+    "training-step": training_step,
+    "graph-branch": graph_branch,
+    "image-features": image_features,
+    "text-features": text_features,
+    "evaluate": evaluating,
     "search-exact": search_exact,
     "search-ann": search_ann,
     "index": index,
