@@ -26,6 +26,7 @@ from benchmarks.encoding import (
 )
 from benchmarks.frame import lines_of, machine
 from benchmarks.indexing import index
+from benchmarks.memory import recompute
 from benchmarks.search import search_ann, search_exact
 from clip_gcn_image_feature_integration import pick_device
 from escaping import escaped
@@ -35,6 +36,7 @@ from writing import write_text
 ROWS = {
     "training-step": training_step,
     "graph-branch": graph_branch,
+    "recompute": recompute,
     "image-features": image_features,
     "text-features": text_features,
     "evaluate": evaluating,

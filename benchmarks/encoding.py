@@ -202,7 +202,7 @@ def _image_set(folder, number, checkpoint):
 def training_step(device, small):
     """A whole training step, ViT-B/32, captions as long as RSITMD's, in fp32 and bf16."""
     pairs, repetitions = (4, 1) if small else (32, 5)
-    batch_of, train_set = _training_batch(pairs, device)
+    batch_of, train_set = training_batch(pairs, device)
     pixels = preprocess.normalize(batch_of["image"].to(device))
     padded = open_clip.get_tokenizer("ViT-B-32-quickgelu")(train_set.captions).to(device)
     padded = padded[batch_of["index"].to(device)]
@@ -211,7 +211,7 @@ def training_step(device, small):
     for name in ("fp32", "bf16"):
         precision = PRECISIONS[name]
         ours, _, theirs = both_models(device, small)
-        options = _options(name)
+        options = fine_tuning_options(name)
         learner = make_learner(ours, options, steps=1000)
         set_training_mode(ours, "all")
 
@@ -231,14 +231,14 @@ def training_step(device, small):
     return results
 
 
-def _options(precision, **changes):
+def fine_tuning_options(precision, **changes):
     """train.py's options of a fine-tuned CLIP."""
     options = default_options("train")
     plain = {"graph": "none", "clip": "random", "augment": (), "precision": precision}
     return {**options, "lr": 1e-5, **plain, **changes}
 
 
-def _training_batch(pairs, device, detections=None):
+def training_batch(pairs, device, detections=None):
     """(a batch, its TrainingSet) of distinct photos and captions."""
     _, checkpoint = random_model("ViT-B-32", device)
     texts = list(dict.fromkeys(sentences(4 * pairs)))[:pairs]
@@ -291,9 +291,9 @@ def graph_branch(device, small):
         detections.append((random.integers(kinds, size=20), boxes))
     steps = {}
     for graph in ("object", "none"):
-        batch, train_set = _training_batch(pairs, device, detections)
+        batch, train_set = training_batch(pairs, device, detections)
         torch.manual_seed(0)
-        options = _options("fp32", graph=graph)
+        options = fine_tuning_options("fp32", graph=graph)
         config = random_model("ViT-B-32", device)[1]["definition"]
         network = model.build(config, labels, options).to(device)
         learner = make_learner(network, options, steps=1000)

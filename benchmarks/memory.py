@@ -1,19 +1,21 @@
-"""Estimate the memory that training a CLIP needs, by batch size.
+"""Row of bench.py: the memory that training needs, by batch size, and what --recompute costs.
 
-    python -m benchmarks.memory
-
-Counted are the weights with their gradients and AdamW's two moments, in fp32, and what the forward
-pass in bf16 keeps for the backward pass: measured here with one pair and with two, each storage
-once. What a GPU's kernels take for themselves is not in it, a GiB or two. Sizes in the shapes
-below: B pairs, L positions, D width.
+The memory is estimated. Counted are the weights with their gradients and AdamW's two moments, in
+fp32, and what the forward pass in bf16 keeps for the backward pass: measured here with one pair and
+with two, each storage once. What a GPU's kernels take for themselves is not in it, a GiB or two.
+Sizes in the shapes below: B pairs, L positions, D width.
 """
 
-import sys
+from functools import partial
 
 import torch
 
 from backbones.model_configs import read_model_config
 from backbones.towers import CLIP, Transformer
+from benchmarks.encoding import fine_tuning_options, training_batch
+from benchmarks.frame import compared, require_equal
+from benchmarks.indexing import random_model
+from training.step import make_learner, recompute_blocks, set_training_mode, train_step
 
 MODELS = ("ViT-B-32", "ViT-L-14")
 BATCH_SIZES = (32, 128, 512, 2048)
@@ -38,13 +40,16 @@ def saved_bytes(function, parameters):
     return sum(kept.values())
 
 
-def forward_bytes(network, image_size, pairs, recompute):
-    """Bytes that the forward pass of so many pairs keeps, the largest part of the memory."""
+def forward_bytes(network, image_size, pairs, again):
+    """Bytes that the forward pass of so many pairs keeps, the largest part of the memory.
+
+    again: whether blocks are recomputed.
+    """
     inputs = {}  # {transformer: what enters it}
     hooks = []
     for module in network.modules():
         if isinstance(module, Transformer):
-            module.recompute = recompute
+            module.recompute = again
             hooks.append(module.register_forward_pre_hook(_note_input(inputs)))
     image = torch.zeros(pairs, 3, image_size, image_size)
     text = torch.zeros(pairs, TOKENS, dtype=torch.long)
@@ -56,7 +61,7 @@ def forward_bytes(network, image_size, pairs, recompute):
     kept = saved_bytes(forward, network.parameters())
     for hook in hooks:
         hook.remove()
-    if not recompute:
+    if not again:
         return kept
     # The hooks do not see the blocks' inputs, which are kept, nor the one block that is computed
     # again at a time.
@@ -84,30 +89,47 @@ def _of_one_block(module, x):
 
 
 def measured(name):
-    """{recompute: (fixed bytes, bytes a pair)} of a model."""
+    """{whether blocks are recomputed: (fixed bytes, bytes a pair)} of a model."""
     model_config = read_model_config(name)
     network = CLIP(model_config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     of_weights = 4 * 4 * parameters  # weights, gradients, two moments
     found = {}
-    for recompute in (False, True):
+    for again in (False, True):
         one, two = (
-            forward_bytes(network, model_config["image_size"], pairs, recompute) for pairs in (1, 2)
+            forward_bytes(network, model_config["image_size"], pairs, again) for pairs in (1, 2)
         )
-        found[recompute] = (of_weights + 2 * one - two, two - one)
+        found[again] = (of_weights + 2 * one - two, two - one)
     return found
 
 
-def main():
-    heads = [f"{size} pairs" for size in BATCH_SIZES]
-    print(f"| model | MiB a pair | {' | '.join(heads)} |")
-    print("|---" * (2 + len(heads)) + "|")
-    for name in MODELS:
-        for recompute, (fixed, of_pair) in measured(name).items():
-            sizes = [f"{(fixed + size * of_pair) / GIB:.1f} GiB" for size in BATCH_SIZES]
-            label = f"{name}, `--recompute`" if recompute else name
-            print(f"| {label} | {of_pair / 2**20:.1f} | {' | '.join(sizes)} |")
+def by_batch_size(name):
+    """Figures of a model for `Result.notes`: memory by batch size, without and with --recompute."""
+    notes = {}
+    for again, (fixed, of_pair) in measured(name).items():
+        sizes = {f"{size} pairs": (fixed + size * of_pair) / GIB for size in BATCH_SIZES}
+        label = f"{name} with --recompute" if again else name
+        notes[f"GiB estimated, {label}"] = {**sizes, "MiB a pair": of_pair / 2**20}
+    return notes
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def recompute(device, small):
+    """A training step with --recompute beside one without: what it saves, what it costs."""
+    pairs, repetitions = (4, 1) if small else (32, 3)
+    batch, train_set = training_batch(pairs, device)
+    options = fine_tuning_options("fp32")
+    steps = []
+    for again in (True, False):
+        network, _ = random_model("ViT-B-32", device)
+        if again:
+            recompute_blocks(network)
+        learner = make_learner(network, options, steps=1000)
+        set_training_mode(network, "all")
+        steps.append(partial(train_step, learner, train_set, batch, options, "the bench"))
+    with_it, without = steps
+    require_equal(abs(with_it() - without()) <= 1e-5, "the losses")
+    notes = {}
+    for name in ("small",) if small else MODELS:
+        notes.update(by_batch_size(name))
+    sides = {"with --recompute": with_it, "without": without}
+    return [compared(f"a step of {pairs} pairs, ViT-B/32, fp32", sides, repetitions, notes)]

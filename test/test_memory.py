@@ -23,8 +23,7 @@ def test_blocks_that_are_computed_again_keep_less(tiny_model_config):
     tiny_model_config["text"]["layers"] = 8
     network = CLIP(tiny_model_config)
     kept, recomputed = (
-        forward_bytes(network, image_size=32, pairs=8, recompute=recompute)
-        for recompute in (False, True)
+        forward_bytes(network, image_size=32, pairs=8, again=again) for again in (False, True)
     )
     # 8 blocks, of which each keeps at least ten times its input: inputs and one block are left.
     assert recomputed < 0.5 * kept
