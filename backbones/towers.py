@@ -85,6 +85,25 @@ def by_head(x, heads):
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
 
 
+def attention(query, key, value, causal=False, seen=None):
+    """Softmax attention of each head (Vaswani et al. 2017, equation 1), (B, heads, Q, D / heads).
+
+    query: (B, heads, Q, D / heads); key, value: (B, heads, L, D / heads). causal: no position
+    attends to a later one. seen: bool, to be broadcast to (B, heads, Q, L); None: everything.
+    """
+    on_cpu = query.device.type == "cpu"
+    if not (on_cpu and query.requires_grad and query.dtype != torch.float32):
+        return F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal)
+    # In half precision the backward pass of torch's kernel takes a CPU five times as long as this.
+    if causal:
+        length = query.shape[2]
+        seen = torch.ones(length, length, dtype=torch.bool).tril()  # (L, L)
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5  # (B, heads, Q, L)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return scores.softmax(dim=3).to(value.dtype) @ value
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017), to be computed at all positions or at one.
 
@@ -105,7 +124,7 @@ class Attention(nn.Module):
         """(B, L, D) to (B, L, D); causal: no position attends to a later one."""
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, L, 3 D)
         query, key, value = projected.chunk(3, dim=-1)
-        return self._attended(query, key, value, is_causal=causal)
+        return self._attended(query, key, value, causal=causal)
 
     def at(self, x, positions, seen=None):
         """(B, L, D) to what stands at the positions (B,), (B, D).
@@ -119,11 +138,11 @@ class Attention(nn.Module):
         key, value = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
         if seen is not None:
             seen = seen[:, None, None]  # (B, 1, 1, L)
-        return self._attended(query, key, value, attn_mask=seen)[:, 0]  # (B, D)
+        return self._attended(query, key, value, seen=seen)[:, 0]  # (B, D)
 
-    def _attended(self, query, key, value, **mask):
+    def _attended(self, query, key, value, causal=False, seen=None):
         query, key, value = (by_head(part, self.heads) for part in (query, key, value))
-        x = F.scaled_dot_product_attention(query, key, value, **mask)
+        x = attention(query, key, value, causal, seen)
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, L, D)
 
 
@@ -201,12 +220,24 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(_drawn(width, embed_dim, std=scale))
 
     def forward(self, image):
-        x = self.conv1(image).flatten(2).transpose(1, 2)  # (B, patches, D)
+        x = self._embedded_patches(image)  # (B, patches, D)
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)  # (B, 1, D)
         x = torch.cat([first, x], dim=1)  # (B, L, D)
         x = self.ln_pre(x + self.positional_embedding)
         of_class = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self.ln_post(self.transformer(x, of_class)) @ self.proj  # (B, E)
+
+    def _embedded_patches(self, image):
+        """What conv1 gives of an image (B, 3, H, W), as one matrix product, (B, patches, D).
+
+        The convolution's own backward pass in bf16 takes a CPU twenty times as long.
+        """
+        side = self.conv1.kernel_size[0]
+        rows, columns = image.shape[2] // side, image.shape[3] // side
+        image = image[:, :, : rows * side, : columns * side]
+        x = image.unflatten(2, (rows, side)).unflatten(4, (columns, side))
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, patches, 3 side side)
+        return F.linear(x, self.conv1.weight.flatten(1))  # (B, patches, D)
 
 
 class Bottleneck(nn.Module):

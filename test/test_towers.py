@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 import clip
 from backbones import lora, preprocess
-from backbones.towers import CLIP, Attention, QuickGELU, Transformer
+from backbones.towers import CLIP, Attention, QuickGELU, Transformer, attention
 from clips import (
     MODEL_CONFIGS,
     SENTENCES,
@@ -145,6 +145,25 @@ def test_a_stack_at_one_position_is_torchs_whole_one_read_there(causal):
         expected = expected + block.mlp(block.ln_2(expected))
     found = ours(x, positions, causal)
     torch.testing.assert_close(found, expected[torch.arange(5), positions], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("some_hidden", [False, True])
+def test_attention_in_half_precision_with_gradients_is_that_of_torch(causal, some_hidden):
+    seen = None
+    if some_hidden and not causal:
+        seen = torch.arange(6) <= torch.tensor([2, 5])[:, None, None, None]  # (2, 1, 1, 6)
+    parts = [torch.randn(2, 3, 6, 8) for _ in range(3)]
+    in_full = [part.clone().requires_grad_() for part in parts]
+    in_half = [part.bfloat16().requires_grad_() for part in parts]
+    expected = F.scaled_dot_product_attention(*in_full, seen, is_causal=causal)
+    found = attention(*in_half, causal, seen)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
+    expected.square().sum().backward()
+    found.float().square().sum().backward()
+    for one, other in zip(in_half, in_full, strict=True):
+        torch.testing.assert_close(one.grad.float(), other.grad, rtol=0, atol=0.15)
 
 
 @pytest.mark.parametrize("adapters", [False, True])
