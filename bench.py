@@ -19,6 +19,7 @@ import json
 
 from benchmarks.frame import lines_of, machine
 from benchmarks.indexing import index
+from benchmarks.recall import recall
 from benchmarks.search import search_ann, search_exact
 from clip_gcn_image_feature_integration import pick_device
 from escaping import escaped
@@ -29,6 +30,7 @@ ROWS = {
     "search-exact": search_exact,
     "search-ann": search_ann,
     "index": index,
+    "recall": recall,
 }
 
 
