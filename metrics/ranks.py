@@ -118,8 +118,9 @@ class _Counter:
         best = self._best[block.queries]
         counts = self._queries.counts[block.items]
         tolerance = self._queries.tolerance(best)
-        higher = block.scores > (best + tolerance)[:, None]
-        near = block.scores >= (best - tolerance)[:, None]
+        kind = block.scores.dtype
+        higher = block.scores > (best + tolerance).astype(kind)[:, None]
+        near = block.scores >= (best - tolerance).astype(kind)[:, None]
         near ^= higher  # which is near too so far
         rows, columns = _places(near)
         exact = self._queries.scores(block.queries.start + rows, block.items.start + columns)
@@ -152,7 +153,7 @@ class _Finder:
         scores = block.scores.copy()
         scores[rows, columns] = -np.inf
         top = scores.max(axis=1)
-        near = scores >= (top - self._queries.tolerance(top))[:, None]
+        near = scores >= (top - 2 * self._queries.tolerance(top))[:, None]
         near &= scores > -np.inf
         rows, columns = _places(near)
         found = block.queries.start + rows, block.items.start + columns
@@ -208,9 +209,9 @@ def _firsts(queries, items, scores):
 class MatrixScores:
     """A matrix of scores (I, U) as `Retrieval` reads it; metrics/scores.py computes them.
 
-    `pairs` gives scores as they count. `block` gives many at once and may round in another way, so
-    that one of them compares for certain only with what differs by more than `tolerance`. Of a
-    matrix both are the same.
+    `pairs` gives scores as they count. `block` gives many at once, which may be less precise:
+    where one differs from a score by more than the score's `tolerance`, it is certain which of the
+    two is higher. Of a matrix both are the same.
     """
 
     def __init__(self, matrix):
@@ -226,7 +227,7 @@ class MatrixScores:
         return self._matrix[images, texts].T
 
     def tolerance(self, scores):
-        """By how much what is compared with each of the scores has to differ in a block: (N,)."""
+        """By how much a score of a block has to differ from each of these scores (N,): (N,)."""
         return np.zeros_like(scores)
 
     def part(self, images, texts):

@@ -12,8 +12,9 @@ import torch
 
 from metrics.ranks import NAN
 
-PAIRS = 1024  # scored at once by `FeatureScores.pairs`
-ROUNDING = 2.0**-53  # of one operation in float64, as a share of its result
+PAIRS = 256  # scored at once by `FeatureScores.pairs`: few enough for a cache
+FEW = 256  # images, and texts, of which is looked how far their scores scatter
+FAR = 256  # tolerances of float32: where scores scatter by less, it would tell too few apart
 
 
 class FeatureScores(NamedTuple):
@@ -30,6 +31,7 @@ class FeatureScores(NamedTuple):
     images: np.ndarray  # (I,) the image as `evidence` counts, of a text it is its row
     evidence: object  # as of `feature_scores`, or None
     size: float  # the largest that a product can be
+    precision: type  # of blocks: float32 or float64; those of `pairs` are float64
 
     @property
     def shape(self):
@@ -70,23 +72,20 @@ class FeatureScores(NamedTuple):
 
     def block(self, images, texts):
         """The scores of two slices, (texts, images), by one matrix product."""
-        image_features = self.image_features[self.image_rows[images]].astype(np.float64)
-        text_features = self.text_features[self.text_rows[texts]].astype(np.float64)
+        image_features = self.image_features[self.image_rows[images]]
+        text_features = self.text_features[self.text_rows[texts]]
+        image_features = image_features.astype(self.precision, copy=False)
+        text_features = text_features.astype(self.precision, copy=False)
         scores = text_features @ image_features.T  # (texts, images)
         if self.evidence is not None:
             scores += self._evidence(self.images[images], self.text_rows[texts]).T
         return scores
 
     def tolerance(self, scores):
-        """By how much what is compared with each of the scores has to differ in a block: (N,).
-
-        A sum of D products in float64, added in any order, is off by at most about D times ROUNDING
-        times `size` (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1),
-        adding evidence by ROUNDING times the score. The difference of two sums is twice that, and
-        as two scores are compared, here is twice that again.
-        """
+        """By how much a score of a block has to differ from each of these scores (N,): (N,)."""
         width = self.image_features.shape[1]
-        return 4 * (width + 4) * ROUNDING * (self.size + np.abs(scores))
+        error = _error(width, self.precision) + _error(width, np.float64)
+        return error * (self.size + np.abs(scores))
 
     def part(self, images, texts):
         """The scores of some images and distinct texts, by arrays of their numbers."""
@@ -119,8 +118,33 @@ def feature_scores(image_features, text_features, evidence=None):
         images=np.arange(len(image_features)),
         evidence=evidence,
         size=size,
+        precision=_precision(
+            image_features[first_images[:FEW]], text_features[first_texts[:FEW]], size
+        ),
     )
     return scores, distinct_of_text
+
+
+def _error(width, precision):
+    """How far a product of features is off at most, as a share of the largest possible.
+
+    A sum of D products, added in any order, is off by at most D u / (1 - D u), where u is the
+    rounding of one operation (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
+    3.1). The four further operations are the rounding of a feature and of evidence to the
+    precision, the sum of both, and the comparison.
+    """
+    rounding = (width + 4) * np.finfo(precision).eps / 2
+    return rounding / (1 - rounding)
+
+
+def _precision(image_features, text_features, size):
+    """Of blocks: float32, which is twice as fast, wherever it can tell most scores apart."""
+    some_images = image_features.astype(np.float64)
+    some_texts = text_features.astype(np.float64)
+    scatter = (some_texts @ some_images.T).std()
+    error = size * _error(image_features.shape[1], np.float32)
+    fits = 1e-20 < size < 1e20  # so that no product leaves its range
+    return np.float32 if fits and scatter > FAR * error else np.float64
 
 
 def _as_array(features):
