@@ -96,7 +96,7 @@ def _standings(ranks):
 def _first_text(found, image, distinct, relevant):
     """The first of the texts of a distinct one that is relevant to the image, or that is not."""
     texts = np.flatnonzero(found.distinct_of_text == distinct)
-    return texts[found.is_relevant(image)[texts] == relevant][0]
+    return texts[found.is_relevant(image, texts) == relevant][0]
 
 
 def worst_and_best(rows, worst=20, best=10):
@@ -149,7 +149,8 @@ def top_items(found, captions, direction, query, top=10):
 def _top_texts(found, captions, image, top):
     _, distinct = found.scores.shape
     scores = found.scores.pairs(np.full(distinct, image), np.arange(distinct))
-    own_texts = set(found.distinct_of_text[found.is_relevant(image)].tolist())
+    is_relevant = found.is_relevant(image, np.arange(len(found.distinct_of_text)))
+    own_texts = set(found.distinct_of_text[is_relevant].tolist())
     times = np.bincount(found.distinct_of_text)
     items = []
     for item in _highest(scores, top):

@@ -121,7 +121,7 @@ class _Counter:
         kind = block.scores.dtype
         higher = block.scores > (best + tolerance).astype(kind)[:, None]
         near = block.scores >= (best - tolerance).astype(kind)[:, None]
-        near ^= higher  # which is near too so far
+        near ^= higher  # what is higher has reached this bound too
         rows, columns = _places(near)
         exact = self._queries.scores(block.queries.start + rows, block.items.start + columns)
         better = counts[columns] * (exact > best[rows])
@@ -152,8 +152,10 @@ class _Finder:
         rows, columns = _inside(block, *self._whole)
         scores = block.scores.copy()
         scores[rows, columns] = -np.inf
+        scores[:, self._queries.counts[block.items] == 0] = -np.inf  # which stand for no text
         top = scores.max(axis=1)
-        near = scores >= (top - 2 * self._queries.tolerance(top))[:, None]
+        least = top - 2 * self._queries.tolerance(top)  # that a score may be off, and the top one
+        near = scores >= least.astype(scores.dtype)[:, None]
         near &= scores > -np.inf
         rows, columns = _places(near)
         found = block.queries.start + rows, block.items.start + columns
@@ -207,11 +209,11 @@ def _firsts(queries, items, scores):
 
 
 class MatrixScores:
-    """A matrix of scores (I, U) as `Retrieval` reads it; metrics/scores.py computes them.
+    """A matrix of scores (I, U) as `Retrieval` reads it. metrics/scores.py has some by features.
 
-    `pairs` gives scores as they count. `block` gives many at once, which may be less precise:
-    where one differs from a score by more than the score's `tolerance`, it is certain which of the
-    two is higher. Of a matrix both are the same.
+    `pairs` gives scores as they count. `block` gives many at once, which may be less precise: where
+    one of them differs from a score that counts by more than the `tolerance` of that, it is certain
+    which of the two is higher. Of a matrix both are the same.
     """
 
     def __init__(self, matrix):
@@ -227,7 +229,7 @@ class MatrixScores:
         return self._matrix[images, texts].T
 
     def tolerance(self, scores):
-        """By how much a score of a block has to differ from each of these scores (N,): (N,)."""
+        """By how much a score of a block has to differ from each of some scores (N,): (N,)."""
         return np.zeros_like(scores)
 
     def part(self, images, texts):
@@ -322,9 +324,10 @@ class Retrieval:
                 scores = self.scores.block(images, texts)  # (texts, images)
                 ends = np.searchsorted(self.distinct_of_asked, [texts.start, texts.stop])
                 asked = slice(*ends.tolist())
+                rows = self.distinct_of_asked[asked] - texts.start
                 of_asked = scores  # (asked, images)
-                if asked != texts:  # some texts are asked for several groups
-                    of_asked = scores[self.distinct_of_asked[asked] - texts.start]
+                if not np.array_equal(rows, np.arange(len(scores))):  # else spare the copy
+                    of_asked = scores[rows]
                 yield Block(images, texts, scores.T), Block(asked, images, of_asked)
 
     def ranks(self):
@@ -352,10 +355,10 @@ class Retrieval:
         of_images, of_asked = (finder.rivals() for finder in finders)
         return of_images, Rivals(*(column[self.asked_of_text] for column in of_asked))
 
-    def is_relevant(self, image):
-        """Whether each text (T,) is relevant to an image."""
+    def is_relevant(self, image, texts):
+        """Whether each of the texts (N,), by their numbers, is relevant to an image: (N,)."""
         own_groups = self.group_of_text[self.image_of_text == image]
-        return np.isin(self.group_of_text, own_groups)
+        return np.isin(self.group_of_text[texts], own_groups)
 
     def part(self, images):
         """The Retrieval of some images, an array of their numbers, and of their texts."""
@@ -372,8 +375,8 @@ class Retrieval:
 
 def _distinct_pairs(first, second):
     """The distinct pairs of numbers (N,) and (N,), sorted, and the place of each among them."""
-    width = second.max() + 1
-    keys, place = np.unique(first * width + second, return_inverse=True)
+    width = int(second.max()) + 1
+    keys, place = np.unique(first.astype(np.int64) * width + second, return_inverse=True)
     return keys // width, keys % width, place
 
 

@@ -28,7 +28,7 @@ class FeatureScores(NamedTuple):
     text_features: np.ndarray
     image_rows: np.ndarray  # (I,) the features of each image; equal ones are one row
     text_rows: np.ndarray  # (U,) the features of each distinct text
-    images: np.ndarray  # (I,) the image as `evidence` counts, of a text it is its row
+    images: np.ndarray  # (I,) the number of each image for `evidence`; of a text it is its row
     evidence: object  # as of `feature_scores`, or None
     size: float  # the largest that a product can be
     precision: type  # of blocks: float32 or float64; those of `pairs` are float64
@@ -82,7 +82,7 @@ class FeatureScores(NamedTuple):
         return scores
 
     def tolerance(self, scores):
-        """By how much a score of a block has to differ from each of these scores (N,): (N,)."""
+        """By how much a score of a block has to differ from each of some scores (N,): (N,)."""
         width = self.image_features.shape[1]
         error = _error(width, self.precision) + _error(width, np.float64)
         return error * (self.size + np.abs(scores))
@@ -126,19 +126,19 @@ def feature_scores(image_features, text_features, evidence=None):
 
 
 def _error(width, precision):
-    """How far a product of features is off at most, as a share of the largest possible.
+    """How far a score is off at most, as a share of the largest product and the score together.
 
     A sum of D products, added in any order, is off by at most D u / (1 - D u), where u is the
     rounding of one operation (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
-    3.1). The four further operations are the rounding of a feature and of evidence to the
-    precision, the sum of both, and the comparison.
+    3.1). Four more are for the rounding of both features to the precision, for adding evidence, and
+    for the bound that is compared with.
     """
     rounding = (width + 4) * np.finfo(precision).eps / 2
     return rounding / (1 - rounding)
 
 
 def _precision(image_features, text_features, size):
-    """Of blocks: float32, which is twice as fast, wherever it can tell most scores apart."""
+    """Of blocks: float32, which is twice as fast, or float64, where it tells too few apart."""
     some_images = image_features.astype(np.float64)
     some_texts = text_features.astype(np.float64)
     scatter = (some_texts @ some_images.T).std()

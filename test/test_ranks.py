@@ -110,13 +110,14 @@ def test_the_table_by_image_of_a_hand_ranked_example():
 
 
 def drawn_retrieval(seed):
-    """Arguments of `retrieval`: few values of scores, so that many tie; texts of several groups."""
+    """Arguments of `retrieval`: few values of scores, so that many tie; several kinds of groups."""
     rng = np.random.default_rng(seed)
     images, distinct, texts = 9, 11, 30
     image_of_text = rng.permutation(np.arange(texts) % images)
-    distinct_of_text = rng.permutation(np.arange(texts) % distinct)
+    distinct_of_text = 1 + rng.permutation(np.arange(texts) % distinct)
     groups = [None, distinct_of_text, rng.integers(0, 6, texts)][seed % 3]
-    scores = rng.integers(0, (2, 5, 1000)[seed % 3], (images, distinct)) / 8
+    # One column more than there are distinct texts: it stands for none.
+    scores = rng.integers(0, (2, 5, 1000)[seed % 3], (images, distinct + 1)) / 8
     return scores, image_of_text, distinct_of_text, groups
 
 
