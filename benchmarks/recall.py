@@ -130,10 +130,11 @@ def open_clip_seconds(features):
 def resident_bytes(which):
     """Memory of this process: now by "VmRSS", at its peak by "VmHWM"; None but on Linux."""
     status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    [line] = [line for line in status.read_text().splitlines() if line.startswith(which)]
-    return 1024 * int(line.split()[1])
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith(which):
+                return 1024 * int(line.split()[1])
+    return None
 
 
 def measured_once(images, texts, width=WIDTH):
