@@ -27,6 +27,7 @@ from benchmarks.encoding import (
 from benchmarks.frame import lines_of, machine
 from benchmarks.indexing import index
 from benchmarks.memory import recompute
+from benchmarks.recall import recall
 from benchmarks.search import search_ann, search_exact
 from clip_gcn_image_feature_integration import pick_device
 from escaping import escaped
@@ -43,6 +44,7 @@ ROWS = {
     "search-exact": search_exact,
     "search-ann": search_ann,
     "index": index,
+    "recall": recall,
 }
 
 

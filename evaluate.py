@@ -25,7 +25,7 @@ import hashlib
 import itertools
 import shlex
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ from clip_gcn_image_feature_integration import (
 from dataloader import RetrievalData, merged, prepare_source, require_files, sources
 from dataset.batches import ImageSet, require_readable
 from det_formats.det_json import LabelMap
-from evidence import evidence_of, found_in, of_checkpoint, statements_in
+from evidence import found_in, of_checkpoint, statements_in, weighted_scores
 from metrics.fine import fine_measures, fine_table
 from metrics.intervals import bootstrap, compare
 from metrics.likelihood import scores
@@ -71,7 +71,8 @@ def retrieve(split, images, evidence=None, equivalence=False):
     """
     added = None
     if evidence is not None:
-        added = evidence.weight * evidence_of(evidence.tables, images, split.captions)  # (I, T)
+        statements = statements_in(split.captions, images.label_map)
+        added = partial(weighted_scores, evidence, found_in(images), statements)
     return from_features(
         split.images,
         split.texts,

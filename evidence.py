@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +95,22 @@ def evidence_of(tables, images, captions):
     return scores(tables, found_in(images), statements_in(captions, images.label_map))
 
 
+def weighted_scores(evidence, found, statements, images, texts):
+    """The weighted `scores` of some images and texts, by arrays of their numbers: (M, N).
+
+    found: of all images. statements: of all texts. With these three given (functools.partial) it is
+    the evidence that `metrics.protocol.from_features` takes.
+    """
+    some_found = [found[i] for i in images]
+    some_statements = [statements[t] for t in texts]
+    return evidence.weight * scores(evidence.tables, some_found, some_statements)
+
+
+def _weighted_block(weight, matrix, images, texts):
+    """The same of a matrix (I, T) that is known."""
+    return weight * matrix[np.ix_(images, texts)]
+
+
 WEIGHTS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 
 
@@ -108,7 +125,8 @@ def choose_weight(tables, splits):
         total = 0.0
         for (_, split), own in zip(splits, added, strict=True):
             features = split.images, split.texts, split.image_of_text
-            total += measure(from_features(*features, evidence=weight * own))["mR"]
+            weighted = partial(_weighted_block, weight, own)
+            total += measure(from_features(*features, evidence=weighted))["mR"]
         mean[weight] = total / len(splits)
     return max(mean, key=mean.get), mean
 

@@ -504,11 +504,15 @@ OPTIONS = (
            help="each row at a tiny size: are its sides still equal? the times mean nothing"),
     option("--json", "bench", "output", type=output_path, metavar="FILE",
            help="write all figures and the machine to this file"),
+    option("images", "recall", "input", type=int, least=10,
+           help="how many; ten at least, for R@10"),
+    option("texts", "recall", "input", type=int, least=10,
+           help="how many captions; one for each image at least"),
     option("--debug",
            "train evaluate infer clip_gcn evidence ablate audit V_Graph T_Graph scenes export "
            "detections-convert detections-export detections-check detections-draw "
            "detections-detect search-index search-query search-serve search-export "
-           "search-duplicates search-classify bench",
+           "search-duplicates search-classify bench recall",
            "help", free=True, action="store_true",
            help="show where in the code an error was raised"),
 )

@@ -28,7 +28,7 @@ from metrics.fine_sets import (
     scene_classes,
 )
 from metrics.protocol import measure_ranks
-from metrics.ranks import DIRECTIONS, KS, Ranks, per_image, retrieval
+from metrics.ranks import DIRECTIONS, KS, Ranks, per_image
 
 FEWEST = 10  # images of a class in which is searched: R@10 needs ten
 SIDES = ("without_evidence", "with_evidence")
@@ -77,7 +77,7 @@ def within_classes(found, class_of_image, names, ks=KS):
     kept = [own for name, own in members.items() if name is not None and len(own) >= FEWEST]
     if not kept:
         return None
-    parts = [_part(found, np.array(own)) for own in kept]
+    parts = [found.part(np.array(own)) for own in kept]
     ranks = [part.ranks() for part in parts]
     sides = [_joined([of_images for of_images, _ in ranks])]
     sides.append(_joined([of_texts for _, of_texts in ranks]))
@@ -93,18 +93,6 @@ def within_classes(found, class_of_image, names, ks=KS):
         **measure_ranks(*sides, ks),
         "per_image": _joined_tables(tables),
     }
-
-
-def _part(found, own):
-    """The Retrieval of some images of another and of their texts."""
-    texts = np.flatnonzero(np.isin(found.image_of_text, own))
-    columns, distinct_of_text = np.unique(found.distinct_of_text[texts], return_inverse=True)
-    return retrieval(
-        found.scores[np.ix_(own, columns)],
-        np.searchsorted(own, found.image_of_text[texts]),
-        distinct_of_text,
-        found.group_of_text[texts],
-    )
 
 
 def _joined(ranks):

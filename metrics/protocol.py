@@ -11,37 +11,26 @@ embedding width.
 import math
 
 import numpy as np
-import torch
 
 from dataset.annotations import normal_form
-from metrics.ranks import DIRECTIONS, KS, retrieval
+from metrics.ranks import DIRECTIONS, KS, Retrieval
+from metrics.scores import feature_scores
 
 
 def from_features(image_features, text_features, image_of_text, captions=None, evidence=None):
     """The `ranks.Retrieval` of features (I, D) and (T, D), scored by their products in float64.
 
-    image_of_text: (T,). evidence: (I, T), added to the scores; texts of equal features have equal
-    evidence. With `captions`, the T strings, identical ones (stripped, case folded)
-    count as the same caption. Equal features are scored once, in an order of their own: ties are
-    exact, and neither batch size nor the order of images and texts matters.
+    image_of_text: (T,). evidence: a function that gives what is added to the scores, see
+    `feature_scores`. With `captions`, the T strings, identical ones (stripped, case folded) count
+    as the same caption. Scores of equal features are equal to the bit: ties are exact, and neither
+    batch size nor the order of images and texts matters. Raises ValueError on NaN and for an image
+    without caption.
     """
-    distinct_images, distinct_of_image = _distinct(image_features)
-    distinct_texts, distinct_of_text = _distinct(text_features)
-    scores = distinct_images @ distinct_texts.T
-    scores = scores[distinct_of_image]  # (I, distinct texts)
-    if evidence is not None:
-        _, first = np.unique(distinct_of_text, return_index=True)
-        scores = scores + np.asarray(evidence, dtype=np.float64)[:, first]
+    scores, distinct_of_text = feature_scores(image_features, text_features, evidence)
     group_of_text = None
     if captions is not None:
         group_of_text = [normal_form(caption) for caption in captions]
-    return retrieval(scores, image_of_text, distinct_of_text, group_of_text)
-
-
-def _distinct(features):
-    """Distinct rows in float64, sorted, and each row's place among them."""
-    values, index = torch.unique(torch.as_tensor(features), dim=0, return_inverse=True)
-    return values.double().numpy(), index.numpy()
+    return Retrieval(scores, image_of_text, distinct_of_text, group_of_text)
 
 
 def measure(found, ks=KS):

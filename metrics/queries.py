@@ -16,21 +16,26 @@ def query_rows(found, names, captions):
     one), rank (expected), optimistic, pessimistic, score (of the best relevant item), competitor
     (the best-scoring wrong caption or image) and its score, both None where nothing is wrong.
     """
-    return [*_image_rows(found, names, captions), *_text_rows(found, names, captions)]
+    ranks_of_images, ranks_of_texts = found.ranks()
+    rivals_of_images, rivals_of_texts = found.rivals()
+    return [
+        *_image_rows(found, ranks_of_images, rivals_of_images, names, captions),
+        *_text_rows(found, ranks_of_texts, rivals_of_texts, names, captions),
+    ]
 
 
-def _image_rows(found, names, captions):
-    ranks, _ = found.ranks()
-    rivals, _ = found.rivals()
+def _image_rows(found, ranks, rivals, names, captions):
+    images = np.arange(len(names))
+    scores = found.scores.pairs(images, rivals.own)
+    wrong_scores = found.scores.pairs(images, rivals.wrong)  # without meaning where none is wrong
     result = []
     for image, standing in enumerate(_standings(ranks)):
-        scores = found.scores[image]
         own, wrong = rivals.own[image], rivals.wrong[image]
         own_text = _first_text(found, image, own, relevant=True)
         competitor, competitor_score = None, None
         if wrong >= 0:
             competitor = captions[_first_text(found, image, wrong, relevant=False)]
-            competitor_score = float(scores[wrong])
+            competitor_score = float(wrong_scores[image])
         result.append(
             {
                 "direction": "image_to_text",
@@ -39,7 +44,7 @@ def _image_rows(found, names, captions):
                 "image": names[image],
                 "caption": captions[own_text],
                 **standing,
-                "score": float(scores[own]),
+                "score": float(scores[image]),
                 "competitor": competitor,
                 "competitor_score": competitor_score,
             }
@@ -47,18 +52,17 @@ def _image_rows(found, names, captions):
     return result
 
 
-def _text_rows(found, names, captions):
-    _, ranks = found.ranks()
-    _, rivals = found.rivals()
+def _text_rows(found, ranks, rivals, names, captions):
+    scores = found.scores.pairs(rivals.own, found.distinct_of_text)
+    wrong_scores = found.scores.pairs(rivals.wrong, found.distinct_of_text)
     result = []
     for text, standing in enumerate(_standings(ranks)):
-        scores = found.scores[:, found.distinct_of_text[text]]
-        own, wrong = rivals.own[text], rivals.wrong[text]
+        wrong = rivals.wrong[text]
         image = int(found.image_of_text[text])
         competitor, competitor_score = None, None
         if wrong >= 0:
             competitor = names[wrong]
-            competitor_score = float(scores[wrong])
+            competitor_score = float(wrong_scores[text])
         result.append(
             {
                 "direction": "text_to_image",
@@ -67,7 +71,7 @@ def _text_rows(found, names, captions):
                 "image": names[image],
                 "caption": captions[text],
                 **standing,
-                "score": float(scores[own]),
+                "score": float(scores[text]),
                 "competitor": competitor,
                 "competitor_score": competitor_score,
             }
@@ -92,8 +96,7 @@ def _standings(ranks):
 def _first_text(found, image, distinct, relevant):
     """The first of the texts of a distinct one that is relevant to the image, or that is not."""
     texts = np.flatnonzero(found.distinct_of_text == distinct)
-    owned = found.owns_group[image, found.group_of_text[texts]] > 0
-    return texts[owned == relevant][0]
+    return texts[found.is_relevant(image, texts) == relevant][0]
 
 
 def worst_and_best(rows, worst=20, best=10):
@@ -139,16 +142,36 @@ def top_items(found, captions, direction, query, top=10):
     relevant to the image.
     """
     if direction == "image_to_text":
-        scores, relevant, counts = found.image_queries([query])
-    else:
-        scores, relevant, counts = found.text_queries([query])
+        return _top_texts(found, captions, query, top)
+    return _top_images(found, query, top)
+
+
+def _top_texts(found, captions, image, top):
+    _, distinct = found.scores.shape
+    scores = found.scores.pairs(np.full(distinct, image), np.arange(distinct))
+    is_relevant = found.is_relevant(image, np.arange(len(found.distinct_of_text)))
+    own_texts = set(found.distinct_of_text[is_relevant].tolist())
+    times = np.bincount(found.distinct_of_text)
     items = []
-    for item in np.argsort(-scores[0], kind="stable")[:top].tolist():
-        own = bool(relevant[0, item] > 0)
-        if direction == "image_to_text":
-            text = _first_text(found, query, item, relevant=own)
-            shown = {"caption": captions[text], "times": int(counts[item])}
-        else:
-            shown = {"image": item}
-        items.append({**shown, "score": float(scores[0, item]), "own": own})
+    for item in _highest(scores, top):
+        own = item in own_texts
+        text = _first_text(found, image, item, relevant=own)
+        shown = {"caption": captions[text], "times": int(times[item])}
+        items.append({**shown, "score": float(scores[item]), "own": own})
     return items
+
+
+def _top_images(found, text, top):
+    images, _ = found.scores.shape
+    scores = found.scores.pairs(np.arange(images), np.full(images, found.distinct_of_text[text]))
+    same_group = found.group_of_text == found.group_of_text[text]
+    own_images = set(found.image_of_text[same_group].tolist())
+    return [
+        {"image": item, "score": float(scores[item]), "own": item in own_images}
+        for item in _highest(scores, top)
+    ]
+
+
+def _highest(scores, top):
+    """The places of the highest scores, the first of equals first."""
+    return np.argsort(-scores, kind="stable")[:top].tolist()

@@ -15,6 +15,7 @@ import options
 import T_Graph
 import train
 import V_Graph
+from benchmarks import recall
 from conftest import ROOT
 from dataset import scenes
 from dataset.annotations import read_annotations
@@ -30,6 +31,7 @@ MAINS = {
     "T_Graph": T_Graph.main,
     "clip": clip.main,
     "scenes": scenes.main,
+    "recall": recall.main,
 }
 MISTAKES = (  # script, command line, what the message says
     ("train", "--lr 1e-4", "--lr does nothing without --clip"),
@@ -79,6 +81,8 @@ MISTAKES = (  # script, command line, what the message says
     ("T_Graph", "planes --draw graph.txt", "--draw graph.txt: the suffix is of no image format"),
     ("clip", "export --checkpoint gone.pt --out plain.pt", "gone.pt: no such"),
     ("scenes", "--out .", "holds other files than scenes"),
+    ("recall", "20 10", "texts 10: expected one for each image or more"),
+    ("recall", "9 10", "images 9: expected 10 or more"),
 )
 
 

@@ -106,9 +106,79 @@ def test_the_table_by_image_of_a_hand_ranked_example():
     }
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_chunks_change_no_query(monkeypatch, chunk):
-    found = retrieval(score_matrix("rounded"), OWNERS)
-    expected = query_rows(found, NAMES, CAPTIONS)
-    monkeypatch.setattr(ranks, "CHUNK", chunk)
-    assert query_rows(found, NAMES, CAPTIONS) == expected
+# ------------------------------------------------------------------ blocks, against loops
+
+
+def drawn_retrieval(seed):
+    """Arguments of `retrieval`: few values of scores, so that many tie; several kinds of groups."""
+    rng = np.random.default_rng(seed)
+    images, distinct, texts = 9, 11, 30
+    image_of_text = rng.permutation(np.arange(texts) % images)
+    distinct_of_text = 1 + rng.permutation(np.arange(texts) % distinct)
+    groups = [None, distinct_of_text, rng.integers(0, 6, texts)][seed % 3]
+    # One column more than there are distinct texts: it stands for none.
+    scores = rng.integers(0, (2, 5, 1000)[seed % 3], (images, distinct + 1)) / 8
+    return scores, image_of_text, distinct_of_text, groups
+
+
+def looped_ranks(scores, image_of_text, distinct_of_text, groups):
+    """((better, tied, relevant), (own, wrong)) of each image, and of each text, by loops."""
+    groups = image_of_text if groups is None else groups
+    texts = range(len(image_of_text))
+    fits = np.zeros((len(scores), len(texts)), dtype=bool)
+    for i in range(len(scores)):
+        for t in texts:
+            fits[i, t] = any(image_of_text[s] == i and groups[s] == groups[t] for s in texts)
+    of_images, of_texts = [], []
+    for i in range(len(scores)):
+        own = scores[i, distinct_of_text]  # (T,)
+        of_images.append(standing(own, fits[i], distinct_of_text))
+    for t in texts:
+        own = scores[:, distinct_of_text[t]]  # (I,)
+        of_texts.append(standing(own, fits[:, t], np.arange(len(scores))))
+    return of_images, of_texts
+
+
+def standing(scores, fits, items):
+    """((better, tied, relevant), (own, wrong)) of one query; items: the item of each score."""
+    best = scores[fits].max()
+    ranks = (scores > best).sum(), (scores == best).sum(), (scores[fits] == best).sum()
+    own = items[fits & (scores == best)].min()
+    if fits.all():
+        return ranks, (own, -1)
+    highest = scores[~fits].max()
+    return ranks, (own, items[~fits & (scores == highest)].min())
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 1024])
+@pytest.mark.parametrize("seed", range(6))
+def test_ranks_and_rivals_are_those_of_loops_at_any_size_of_blocks(monkeypatch, seed, block):
+    monkeypatch.setattr(ranks, "BLOCK", block)
+    drawn = drawn_retrieval(seed)
+    found = retrieval(*drawn)
+    for own_ranks, rivals, looped in zip(
+        found.ranks(), found.rivals(), looped_ranks(*drawn), strict=True
+    ):
+        assert np.stack(own_ranks, axis=1).tolist() == [list(one) for one, _ in looped]
+        assert np.stack(rivals, axis=1).tolist() == [list(one) for _, one in looped]
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_the_size_of_blocks_changes_no_row(monkeypatch, block):
+    scores = score_matrix("rounded")
+    expected = query_rows(retrieval(scores, OWNERS), NAMES, CAPTIONS)
+    monkeypatch.setattr(ranks, "BLOCK", block)
+    assert query_rows(retrieval(scores, OWNERS), NAMES, CAPTIONS) == expected
+
+
+def test_a_part_is_the_retrieval_of_its_images_alone():
+    scores, image_of_text, distinct_of_text, _ = drawn_retrieval(1)
+    own = np.array([7, 2, 4])
+    texts = np.flatnonzero(np.isin(image_of_text, own))
+    expected = retrieval(
+        scores[np.ix_(own, distinct_of_text[texts])],
+        [own.tolist().index(image) for image in image_of_text[texts]],
+    ).ranks()
+    found = retrieval(scores, image_of_text, distinct_of_text).part(own).ranks()
+    for one, other in zip(found, expected, strict=True):
+        assert all(map(np.array_equal, one, other))

@@ -23,6 +23,7 @@ import T_Graph
 import train
 import V_Graph
 from backbones import towers
+from benchmarks import recall
 from conftest import ROOT
 from dataset import scenes
 from training import step
@@ -54,6 +55,7 @@ SCRIPTS = {
     "clip": clip,
     "clip_gcn_image_feature_integration": clip_gcn_image_feature_integration,
     "dataset.scenes": scenes,
+    "benchmarks.recall": recall,
 }
 
 
