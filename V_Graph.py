@@ -19,7 +19,6 @@ import itertools
 import math
 from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 
 from det_formats.det_json import LABELS, load_detections, read_label_map
@@ -48,6 +47,8 @@ def build_graph(detections, size):
     area (fraction of the image) and score. Edges carry distance (fraction of the diagonal),
     bearing (radians from the lower-numbered node to the other) and weight, exp(-distance / 0.1).
     """
+    import networkx as nx  # slow to import, and the model's arrays do without
+
     width, height = size
     graph = nx.Graph(size=(width, height))
     for i, detection in enumerate(detections):
