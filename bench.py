@@ -20,6 +20,7 @@ import json
 from benchmarks.frame import lines_of, machine
 from benchmarks.indexing import index
 from benchmarks.search import search_ann, search_exact
+from benchmarks.startup import startup
 from clip_gcn_image_feature_integration import pick_device
 from escaping import escaped
 from options import parse_options, run
@@ -29,6 +30,7 @@ ROWS = {
     "search-exact": search_exact,
     "search-ann": search_ann,
     "index": index,
+    "startup": startup,
 }
 
 
