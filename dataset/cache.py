@@ -290,6 +290,7 @@ def _header(fingerprint, decoded, unknown):
 class MappedPixels:
     """Pixels (I, 3, image_size, image_size) uint8 in a file; an item is read when asked for.
 
+    An array of numbers, (B), gives the items of all, stacked.
     Pickled, it is the file's name: loader processes map the file anew, or raise ValueError where
     it is not the same any more.
     """
@@ -304,7 +305,7 @@ class MappedPixels:
         return len(self._array)
 
     def __getitem__(self, i):
-        return torch.from_numpy(np.array(self._array[i]))  # a copy: the map is read-only
+        return torch.from_numpy(np.take(self._array, i, axis=0))  # a copy: the map is read-only
 
     def __reduce__(self):
         return _map_again, (self.path, self.shape, self.digest)
