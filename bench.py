@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import json
 
+from benchmarks.data import batches, graph_epoch, graphs
 from benchmarks.frame import lines_of, machine
 from benchmarks.indexing import index
 from benchmarks.search import search_ann, search_exact
@@ -30,6 +31,9 @@ ROWS = {
     "search-exact": search_exact,
     "search-ann": search_ann,
     "index": index,
+    "graphs": graphs,
+    "batches": batches,
+    "graph-epoch": graph_epoch,
     "startup": startup,
 }
 
