@@ -182,7 +182,7 @@ def _geometry(boxes, size):
         np.abs(elongation),
         score,
     ]
-    return np.stack(columns, axis=1)  # (M, 7)
+    return np.array(columns).T  # (M, 7)
 
 
 # ------------------------------------------------------------------ published matrices

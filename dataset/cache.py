@@ -144,21 +144,22 @@ class DecodedImage(NamedTuple):
     problem: str | None = None
 
 
-def decode(path, image_size):
-    """The DecodedImage of a file."""
+def decode(path, image_size, hashed=False):
+    """The DecodedImage of a file, without content hash unless it is asked for."""
     try:
         image = images.open_image(path)
     except ValueError as error:
         return DecodedImage(problem=str(error))
     pixels = pixels_of(resize_and_crop(image, image_size))  # (3, image_size, image_size)
-    return DecodedImage(pixels, image.size, images.content_hash(image))
+    content_hash = images.content_hash(image) if hashed else None
+    return DecodedImage(pixels, image.size, content_hash)
 
 
 def _decode(paths, image_size):
     """Yield a DecodedImage for each path, in order; several are decoded at once, but few wait."""
     threads = os.cpu_count() or 1
     items = Progress(paths, "decode", "images")
-    return ahead(lambda path: decode(path, image_size), items, 4 * threads, threads)
+    return ahead(lambda path: decode(path, image_size, hashed=True), items, 4 * threads, threads)
 
 
 def _collected(pixels, decoded, boxes):
