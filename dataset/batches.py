@@ -163,9 +163,9 @@ class ImageSet(Images):
         needed = len(self) * sum(values.nbytes for values in one.values())
         if needed > GRAPHS_GIB * 2**30:
             return None
-        found = {
-            name: values.new_empty(len(self), *values.shape[1:]) for name, values in one.items()
-        }
+        found = {}
+        for name, values in one.items():
+            found[name] = values.new_empty(len(self), *values.shape[1:])
         for first in range(0, len(self), AT_ONCE):
             portion = slice(first, first + AT_ONCE)
             for name, values in self.graphs(self.boxes[portion], self.sizes[portion]).items():
@@ -180,7 +180,11 @@ class ImageSet(Images):
         return bare
 
     def __getitem__(self, i):
-        item = {**self.graphs_of(i), "index": torch.as_tensor(i)}
+        return {**self.graphs_of(i), **self._image_of(i)}
+
+    def _image_of(self, i):
+        """What an item holds beside its graph."""
+        item = {"index": torch.as_tensor(i)}
         if self.features is None:
             item["image"] = self.pixels[i]
         else:
@@ -202,9 +206,8 @@ class ImageSet(Images):
 
     def item(self, i, affine=None, graph=True):
         """Item i, its detections moved by `affine` (2, 3), or without its graph."""
-        item = self[i]
         if affine is None and graph:
-            return item
+            return self[i]
         source = self.source[i]
         size = self.sizes[source]
         class_ids, boxes = self.boxes[source]
@@ -213,7 +216,7 @@ class ImageSet(Images):
             boxes = boxes[:0]
         if affine is not None:
             class_ids, boxes, size = move_boxes(class_ids, boxes, size, affine)
-        return {**item, **only_graph(self.graphs([(class_ids, boxes)], [size]))}
+        return {**only_graph(self.graphs([(class_ids, boxes)], [size])), **self._image_of(i)}
 
     def batches(self, batch_size, workers=0, pin_memory=False):
         """The images in order, in batches of stacked items."""
