@@ -17,6 +17,7 @@ from backbones.model_configs import read_model_config
 from backbones.preprocess import pixels_of
 from benchmarks.frame import compared, require_equal
 from benchmarks.indexing import write_photos
+from clip_gcn_image_feature_integration import full_precision
 from dataset.annotations import Record
 from dataset.batches import GRAPH, ImageSet, TrainingSet
 from dataset.stream import ImageStream
@@ -260,7 +261,11 @@ def _decoded_plainly(paths):
 
 
 def graph_epoch(device, small):
-    """An epoch of --train graph on kept features against the same with the towers in each step."""
+    """An epoch of --train graph on kept features against the same with the towers in each step.
+
+    An epoch is its steps, without validation. The features are computed before, once for all
+    epochs, and do not count. Sentences have eight tokens at most.
+    """
     name, number, batch_size = ("small", 16, 8) if small else ("ViT-B-32", 64, 32)
     repetitions = 1 if small else 3
     label_map = read_label_map()
@@ -286,8 +291,9 @@ def graph_epoch(device, small):
 
         def epoch(train_set, learner):
             found = []
-            for batch in train_set.batches(1, batch_size):
-                found.append(train_step(learner, train_set, batch, options, "the benchmark"))
+            with full_precision():  # as the features were computed
+                for batch in train_set.batches(1, batch_size):
+                    found.append(train_step(learner, train_set, batch, options, "the benchmark"))
             return found
 
         set_training_mode(model, options["train"])
