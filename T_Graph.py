@@ -15,8 +15,6 @@ if __name__ == "__main__":
 
 from functools import lru_cache
 
-import networkx as nx
-
 from dataset.vocabulary import NO_THINGS, ROOMS_FOR_KINDS, Vocabulary, singular
 from det_formats.det_json import LABELS, read_label_map
 from escaping import escaped
@@ -48,6 +46,8 @@ def build_text_graph(sentence, label_map, north_up=False):
     around, between, apart, in or on; of two nodes the last one stated. north_up: whether "north of"
     means above, and so on. graph.graph holds "sentence" and "unknown": things in no label.
     """
+    import networkx as nx  # slow to import, and a model without object evidence does without
+
     text = " ".join(sentence.split())
     lower = text.lower()
     if len(lower) != len(text):  # of a few letters the lower case is longer

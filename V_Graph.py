@@ -19,7 +19,6 @@ import itertools
 import math
 from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 
 from det_formats.det_json import LABELS, load_detections, read_label_map
@@ -48,6 +47,8 @@ def build_graph(detections, size):
     area (fraction of the image) and score. Edges carry distance (fraction of the diagonal),
     bearing (radians from the lower-numbered node to the other) and weight, exp(-distance / 0.1).
     """
+    import networkx as nx  # slow to import, and the model's arrays do without
+
     width, height = size
     graph = nx.Graph(size=(width, height))
     for i, detection in enumerate(detections):
@@ -56,7 +57,7 @@ def build_graph(detections, size):
         area = w * h / (width * height)
         graph.add_node(i, label=detection["label"], box=tuple(box), area=area, score=score)
     boxes = _box_array(detections)
-    distances = _distances(boxes) / math.hypot(width, height)  # (n, n)
+    distances = _distances(boxes[:, :2]) / math.hypot(width, height)  # (n, n)
     for i, j in itertools.combinations(range(len(detections)), 2):
         distance = float(distances[i, j])
         weight = math.exp(-distance / EDGE_DECAY)
@@ -76,11 +77,12 @@ def _box_array(detections):
     return np.array(boxes, dtype=float).reshape(-1, 6)  # (n, 6)
 
 
-def _distances(boxes):
-    """Distances between the centres of boxes (n, 6) in pixels, (n, n)."""
-    centres = boxes[:, :2]
-    steps = centres[:, None] - centres[None, :]  # (n, n, 2)
-    return np.sqrt((steps**2).sum(axis=-1))  # (n, n)
+def _distances(centres):
+    """Distances between centres (..., n, 2) in pixels, (..., n, n)."""
+    x, y = centres[..., 0], centres[..., 1]
+    dx = x[..., :, None] - x[..., None, :]
+    dy = y[..., :, None] - y[..., None, :]
+    return np.sqrt(dx**2 + dy**2)
 
 
 class GraphArrays(NamedTuple):
@@ -113,40 +115,59 @@ def arrays_from_boxes(class_ids, boxes, size, max_objects, label_count):
 
     class_ids: (n); boxes: (n, 6); size: (width, height) in pixels; label_count: K.
     """
-    kept = _most_certain(class_ids, boxes)[:max_objects]
-    dropped = len(boxes) - len(kept)
-    class_ids, boxes = class_ids[kept], boxes[kept]
-    n = len(kept)
+    batch = batch_from_boxes([(class_ids, boxes)], [size], max_objects, label_count)
+    return GraphArrays(*(values[0] for values in batch))
 
-    nodes = np.zeros((max_objects, label_count + GEOMETRY), dtype=np.float32)
-    nodes[np.arange(n), class_ids] = 1
-    nodes[:n, label_count:] = _geometry(boxes, size)
 
-    adjacency = np.zeros((max_objects, max_objects), dtype=np.float32)
-    adjacency[:n, :n] = np.exp(_distances(boxes) / (-EDGE_DECAY * math.hypot(*size)))
-    np.fill_diagonal(adjacency, 0)
+def batch_from_boxes(detections, sizes, max_objects, label_count):
+    """`arrays_from_boxes` of B images at once, stacked: (B, N, F), (B, N, N), (B, N) and (B).
 
-    mask = np.arange(max_objects) < n
-    return GraphArrays(nodes, adjacency, mask, dropped)
+    detections: (class ids (n), boxes (n, 6)) of each image; sizes: (width, height) of each.
+    """
+    counts = np.array([len(class_ids) for class_ids, _ in detections], dtype=int)  # (B)
+    owners = np.repeat(np.arange(len(counts)), counts)  # the image of each of all M objects
+    class_ids = np.concatenate([np.zeros(0, dtype=int), *(ids for ids, _ in detections)])  # (M)
+    boxes = np.concatenate([np.zeros((0, 6)), *(own for _, own in detections)])  # (M, 6)
+    order = _most_certain(class_ids, boxes, owners)
+    places = np.arange(len(order)) - (np.cumsum(counts) - counts)[owners]  # (M), within an image
+    kept = places < max_objects
+    owners, places = owners[kept], places[kept]
+    class_ids, boxes = class_ids[order[kept]], boxes[order[kept]]
+    mask = np.arange(max_objects) < counts[:, None]  # (B, N)
+    widths, heights = np.array(sizes).reshape(-1, 2).T
+
+    nodes = np.zeros((*mask.shape, label_count + GEOMETRY), dtype=np.float32)  # (B, N, F)
+    nodes[owners, places, class_ids] = 1
+    nodes[owners, places, label_count:] = _geometry(boxes, (widths[owners], heights[owners]))
+
+    centres = np.zeros((*mask.shape, 2))  # (B, N, 2)
+    centres[owners, places] = boxes[:, :2]
+    scales = np.array([-EDGE_DECAY * math.hypot(*size) for size in sizes])  # (B)
+    weights = np.exp(_distances(centres) / scales[:, None, None])  # (B, N, N)
+    pairs = mask[:, :, None] & mask[:, None, :] & ~np.eye(max_objects, dtype=bool)  # (B, N, N)
+    adjacency = np.where(pairs, weights, 0).astype(np.float32)
+    return GraphArrays(nodes, adjacency, mask, dropped=np.maximum(counts - max_objects, 0))
 
 
 def seen_objects(detections, max_objects=MAX_OBJECTS, label_map=None):
     """Indices of the detections that `graph_arrays` keeps, in its order."""
     class_ids, boxes = detection_arrays(detections, label_map or read_label_map())
-    return _most_certain(class_ids, boxes)[:max_objects].tolist()
+    owners = np.zeros(len(boxes), dtype=int)
+    return _most_certain(class_ids, boxes, owners)[:max_objects].tolist()
 
 
-def _most_certain(class_ids, boxes):
-    """Indices (n) of boxes: by falling score, then falling area, then rising cx and cy.
+def _most_certain(class_ids, boxes, owners):
+    """Indices (M) of boxes: by owner, falling score, then falling area, then rising cx and cy.
 
     Class id, width and angle decide last, so that the order in the file never matters.
     """
     cx, cy, w, h, angle, score = boxes.T
-    return np.lexsort((angle, w, class_ids, cy, cx, -w * h, -score))  # the last key counts most
+    # The last key counts most.
+    return np.lexsort((angle, w, class_ids, cy, cx, -w * h, -score, owners))
 
 
 def _geometry(boxes, size):
-    """Node features behind the label, (n, 7), of boxes (n, 6) in an image of (width, height)."""
+    """Node features behind the label, (M, 7), of boxes (M, 6); size: widths and heights, (M)."""
     width, height = size
     cx, cy, w, h, angle, score = boxes.T
     # Exchanging w and h flips the sign of the first factor, turning by pi / 2 that of the second:
@@ -161,7 +182,7 @@ def _geometry(boxes, size):
         np.abs(elongation),
         score,
     ]
-    return np.stack(columns, axis=1)  # (n, 7)
+    return np.array(columns).T  # (M, 7)
 
 
 # ------------------------------------------------------------------ published matrices
@@ -211,7 +232,7 @@ def _matrices(slots, boxes):
     slots = slots[slots < SLOTS]
     _, _, w, h, _, score = boxes.T
     areas = w * h * np.abs(score)
-    distances = _distances(boxes)
+    distances = _distances(boxes[:, :2])
     inverse = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
     members = np.eye(SLOTS)[slots]  # (n, 20)
     adjacency = members.T @ inverse @ members  # (20, 20)

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import json
 
+from benchmarks.data import batches, graph_epoch, graphs
 from benchmarks.encoding import (
     evaluating,
     graph_branch,
@@ -29,6 +30,7 @@ from benchmarks.indexing import index
 from benchmarks.memory import recompute
 from benchmarks.recall import recall
 from benchmarks.search import search_ann, search_exact
+from benchmarks.startup import startup
 from clip_gcn_image_feature_integration import pick_device
 from escaping import escaped
 from options import parse_options, run
@@ -38,13 +40,17 @@ ROWS = {
     "training-step": training_step,
     "graph-branch": graph_branch,
     "recompute": recompute,
+    "graph-epoch": graph_epoch,
     "image-features": image_features,
     "text-features": text_features,
     "evaluate": evaluating,
+    "recall": recall,
+    "graphs": graphs,
+    "batches": batches,
+    "startup": startup,
     "search-exact": search_exact,
     "search-ann": search_ann,
     "index": index,
-    "recall": recall,
 }
 
 

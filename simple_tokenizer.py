@@ -9,9 +9,9 @@ import gzip
 import html
 import importlib.util
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
-import ftfy
 import regex
 
 from progress import Progress
@@ -72,8 +72,12 @@ def byte_characters():
 
 def clean(text):
     """Repair encoding, resolve HTML entities (twice, as CLIP does), fold white space and case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return " ".join(text.split()).strip().lower()
+    is_plain = text.isascii() and text.isprintable() and "&" not in text
+    if not is_plain:
+        import ftfy  # slow to import, and a plain text needs no repair
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
 
 
 class SimpleTokenizer:
@@ -89,8 +93,8 @@ class SimpleTokenizer:
 
     def __init__(self, path=None):
         with gzip.open(path or find_vocabulary(), "rt", encoding="utf-8") as file:
-            lines = file.read().split("\n")
-        merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]  # the first is a heading
+            lines = islice(file, 1, MERGES + 1)  # the first is a heading; most are not needed
+            merges = [tuple(line.split()) for line in lines]
         self.bytes = byte_characters()
         characters = list(self.bytes.values())
         last_characters = [character + "</w>" for character in characters]

@@ -108,15 +108,14 @@ def _decoded(todo, checkpoint, batch_size):
     batches = []
     for start in range(0, len(todo.todo), batch_size):
         files = todo.todo[start : start + batch_size]
-        pixels, arrays = [], []
+        pixels, sizes = [], []
         for file in files:
             with Image.open(file.path) as image:
                 pixels.append(pixels_of(resize_and_crop(image, size)))
-                none = np.zeros((0, 6))
-                arrays.append(graphs.graph(np.zeros(0, dtype=int), none, image.size))
-        batch = {"image": torch.from_numpy(np.stack(pixels))}
-        for name in ("nodes", "adjacency", "mask"):
-            batch[name] = torch.from_numpy(np.stack([getattr(one, name) for one in arrays]))
+                sizes.append(image.size)
+        none = (np.zeros(0, dtype=int), np.zeros((0, 6)))
+        batch = graphs.graphs([none] * len(files), sizes)
+        batch["image"] = torch.from_numpy(np.stack(pixels))
         batches.append(batch)
     return batches
 

@@ -6,6 +6,7 @@ reading changes what is drawn. Nothing is replaced or skipped silently.
 Sizes in the shapes below: B images, N objects (padded), F node features, C captions of an image.
 """
 
+import copy
 import os
 import signal
 from pathlib import Path
@@ -21,7 +22,13 @@ from dataset.augment import draw_affine, draw_colour, draw_hole, move_boxes
 from dataset.cache import RAM_GIB, read_images
 from dataset.images import losses
 from det_formats import sanity
-from V_Graph import arrays_from_boxes, published_arrays
+from V_Graph import GraphArrays, batch_from_boxes, published_arrays
+
+GRAPH = ("nodes", "adjacency", "mask")  # what a batch holds of graphs
+
+GRAPHS_GIB = 1  # of graphs of a split that are kept in RAM; of a larger one they are made anew
+
+AT_ONCE = 256  # images whose graphs are made together
 
 # ------------------------------------------------------------------ images with graphs
 
@@ -61,15 +68,19 @@ class Images(Dataset):
     def __len__(self):
         return len(self.paths)
 
-    def graph(self, class_ids, boxes, size):
-        """The `V_Graph.GraphArrays` of an image's boxes."""
+    def graphs(self, boxes, sizes):
+        """Nodes (B, N, F), adjacency (B, N, N) and mask (B, N) of B images: a dict of tensors.
+
+        boxes: (class ids, boxes) of each; sizes: (width, height) of each in pixels.
+        """
         if self.published:
-            return published_arrays(class_ids, boxes)
-        label_count = len(self.label_map)
-        arrays = arrays_from_boxes(class_ids, boxes, size, self.max_objects, label_count)
+            single = [published_arrays(class_ids, own) for class_ids, own in boxes]
+            arrays = GraphArrays(*(np.stack(values) for values in zip(*single, strict=True)))
+        else:
+            arrays = batch_from_boxes(boxes, sizes, self.max_objects, len(self.label_map))
         if not self.edges:
             arrays = arrays._replace(adjacency=np.zeros_like(arrays.adjacency))
-        return arrays
+        return {name: torch.from_numpy(getattr(arrays, name)) for name in GRAPH}
 
     def counts(self):
         """What is missing or left out, in words."""
@@ -103,8 +114,9 @@ class ImageSet(Images):
     graph; edges=False leaves the edges out; published=True gives graphs by
     `V_Graph.published_arrays`. An item is a dict of image
     (3, image_size, image_size) uint8, nodes (N, F), adjacency (N, N), mask (N) and index; no
-    randomness. Where `features` (I, E), those of a frozen tower, are set, their row stands as
-    image_features in the image's place.
+    randomness. For an array of numbers, (B), it holds the items of all, stacked. Where `features`
+    (I, E), those of a frozen tower, are set, their row stands as image_features in the image's
+    place.
     Images that cannot be read are in `problems`: call `require_readable` before using a set.
     """
 
@@ -141,27 +153,62 @@ class ImageSet(Images):
         if exchange is not None:  # a cycle through all images, so that none keeps its own
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
+        self.kept_graphs = self._all_graphs()
+
+    def _all_graphs(self):
+        """The graphs of all images, stacked; None where they are too many to be kept."""
+        if self.problems or not len(self):
+            return None
+        one = self.graphs(self.boxes[:1], self.sizes[:1])
+        needed = len(self) * sum(values.nbytes for values in one.values())
+        if needed > GRAPHS_GIB * 2**30:
+            return None
+        found = {}
+        for name, values in one.items():
+            found[name] = values.new_empty(len(self), *values.shape[1:])
+        for first in range(0, len(self), AT_ONCE):
+            portion = slice(first, first + AT_ONCE)
+            for name, values in self.graphs(self.boxes[portion], self.sizes[portion]).items():
+                found[name][portion] = values
+        return found
+
+    def without_objects(self):
+        """The same images, none of which has an object."""
+        bare = copy.copy(self)
+        bare.boxes = [(class_ids[:0], boxes[:0]) for class_ids, boxes in self.boxes]
+        bare.kept_graphs = bare._all_graphs()
+        return bare
 
     def __getitem__(self, i):
-        return self.item(i)
+        return {**self.graphs_of(i), **self._image_of(i)}
 
-    def item(self, i, affine=None, graph=True):
-        """Item i, its detections moved by `affine` (2, 3), or without its graph."""
-        arrays = self._graph_arrays(self.source[i], affine, graph)
-        item = {
-            "nodes": torch.from_numpy(arrays.nodes),
-            "adjacency": torch.from_numpy(arrays.adjacency),
-            "mask": torch.from_numpy(arrays.mask),
-            "index": i,
-        }
+    def _image_of(self, i):
+        """What an item holds beside its graph."""
+        item = {"index": torch.as_tensor(i)}
         if self.features is None:
             item["image"] = self.pixels[i]
         else:
             item["image_features"] = self.features[i]
         return item
 
-    def _graph_arrays(self, source, affine, graph):
-        """The graph of image number `source`: nodes, adjacency and mask."""
+    def graphs_of(self, i):
+        """Nodes, adjacency and mask of image i, or of an array of images, (B), stacked."""
+        sources = self.source[i]
+        if self.kept_graphs is not None:
+            return {name: values[sources] for name, values in self.kept_graphs.items()}
+        numbers = np.atleast_1d(sources)
+        boxes = [self.boxes[number] for number in numbers]
+        sizes = [self.sizes[number] for number in numbers]
+        found = self.graphs(boxes, sizes)
+        if np.ndim(sources) == 0:
+            return only_graph(found)
+        return found
+
+    def item(self, i, affine=None, graph=True):
+        """Item i, its detections moved by `affine` (2, 3), or without its graph."""
+        if affine is None and graph:
+            return self[i]
+        source = self.source[i]
         size = self.sizes[source]
         class_ids, boxes = self.boxes[source]
         if not graph:
@@ -169,17 +216,24 @@ class ImageSet(Images):
             boxes = boxes[:0]
         if affine is not None:
             class_ids, boxes, size = move_boxes(class_ids, boxes, size, affine)
-        return self.graph(class_ids, boxes, size)
+        return {**only_graph(self.graphs([(class_ids, boxes)], [size])), **self._image_of(i)}
 
     def batches(self, batch_size, workers=0, pin_memory=False):
         """The images in order, in batches of stacked items."""
+        numbers = np.arange(len(self))
         return Loader(
             self,
-            batch_size,
+            batch_size=None,  # an item of the sampler is a batch already
+            sampler=[numbers[first : first + batch_size] for first in numbers[::batch_size]],
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=leave_group,
         )
+
+
+def only_graph(graphs):
+    """The graph of `Images.graphs` of one image: nodes (N, F), adjacency (N, N) and mask (N)."""
+    return {name: values[0] for name, values in graphs.items()}
 
 
 # ------------------------------------------------------------------ loader processes
@@ -327,9 +381,7 @@ def collate(items):
     batch = {}
     for key in items[0]:
         values = [item[key] for item in items]
-        if key == "index":
-            batch[key] = torch.tensor(values)
-        elif key == "caption_ids":
+        if key == "caption_ids":
             batch[key] = pad_sequence(values, batch_first=True, padding_value=-1)
         else:
             batch[key] = torch.stack(values)

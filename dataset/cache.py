@@ -144,21 +144,22 @@ class DecodedImage(NamedTuple):
     problem: str | None = None
 
 
-def decode(path, image_size):
-    """The DecodedImage of a file."""
+def decode(path, image_size, hashed=False):
+    """The DecodedImage of a file, without content hash unless it is asked for."""
     try:
         image = images.open_image(path)
     except ValueError as error:
         return DecodedImage(problem=str(error))
     pixels = pixels_of(resize_and_crop(image, image_size))  # (3, image_size, image_size)
-    return DecodedImage(pixels, image.size, images.content_hash(image))
+    content_hash = images.content_hash(image) if hashed else None
+    return DecodedImage(pixels, image.size, content_hash)
 
 
 def _decode(paths, image_size):
     """Yield a DecodedImage for each path, in order; several are decoded at once, but few wait."""
     threads = os.cpu_count() or 1
     items = Progress(paths, "decode", "images")
-    return ahead(lambda path: decode(path, image_size), items, 4 * threads, threads)
+    return ahead(lambda path: decode(path, image_size, hashed=True), items, 4 * threads, threads)
 
 
 def _collected(pixels, decoded, boxes):
@@ -290,6 +291,7 @@ def _header(fingerprint, decoded, unknown):
 class MappedPixels:
     """Pixels (I, 3, image_size, image_size) uint8 in a file; an item is read when asked for.
 
+    An array of numbers, (B), gives the items of all, stacked.
     Pickled, it is the file's name: loader processes map the file anew, or raise ValueError where
     it is not the same any more.
     """
@@ -304,7 +306,7 @@ class MappedPixels:
         return len(self._array)
 
     def __getitem__(self, i):
-        return torch.from_numpy(np.array(self._array[i]))  # a copy: the map is read-only
+        return torch.from_numpy(np.take(self._array, i, axis=0))  # a copy: the map is read-only
 
     def __reduce__(self):
         return _map_again, (self.path, self.shape, self.digest)

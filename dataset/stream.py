@@ -26,8 +26,8 @@ class StreamBatch(NamedTuple):
 class ImageStream(Images):
     """The images of `indices` among files as a stream.
 
-    paths, boxes and settings: as of Images. An item is a dict as of an ImageSet and the image's
-    size, or index and problem.
+    paths, boxes and settings: as of Images. An item is a dict of index, image and its size, or of
+    index and problem.
     """
 
     def __init__(self, paths, boxes, indices, **settings):
@@ -42,16 +42,7 @@ class ImageStream(Images):
         decoded = decode(self.paths[i], self.image_size)
         if decoded.problem is not None:
             return {"index": i, "problem": decoded.problem}
-        class_ids, boxes = self.boxes[i]
-        arrays = self.graph(class_ids, boxes, decoded.size)
-        return {
-            "index": i,
-            "size": decoded.size,
-            "image": torch.from_numpy(decoded.pixels),
-            "nodes": torch.from_numpy(arrays.nodes),
-            "adjacency": torch.from_numpy(arrays.adjacency),
-            "mask": torch.from_numpy(arrays.mask),
-        }
+        return {"index": i, "size": decoded.size, "image": torch.from_numpy(decoded.pixels)}
 
     def batches(self, batch_size, workers, pin_memory=False):
         """The images in order, as StreamBatch."""
@@ -60,22 +51,18 @@ class ImageStream(Images):
             batch_size,
             num_workers=workers if len(self) > FEW else 0,
             pin_memory=pin_memory,
-            collate_fn=_collate,
+            collate_fn=self._collate,
             worker_init_fn=leave_group,
         )
 
-
-def _collate(items):
-    """A StreamBatch of items."""
-    problems = {item["index"]: item["problem"] for item in items if "problem" in item}
-    read = [item for item in items if "problem" not in item]
-    tensors = {}
-    if read:
-        for name in ("image", "nodes", "adjacency", "mask"):
-            tensors[name] = torch.stack([item[name] for item in read])
-    return StreamBatch(
-        indices=[item["index"] for item in read],
-        sizes=[item["size"] for item in read],
-        tensors=tensors,
-        problems=problems,
-    )
+    def _collate(self, items):
+        """A StreamBatch of items."""
+        problems = {item["index"]: item["problem"] for item in items if "problem" in item}
+        read = [item for item in items if "problem" not in item]
+        indices = [item["index"] for item in read]
+        sizes = [item["size"] for item in read]
+        tensors = {}
+        if read:
+            tensors = self.graphs([self.boxes[i] for i in indices], sizes)
+            tensors["image"] = torch.stack([item["image"] for item in read])
+        return StreamBatch(indices, sizes, tensors, problems)

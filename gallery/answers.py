@@ -89,13 +89,9 @@ class Explainer:
         path = rows.arrow["path"][row].as_py()
         image = self.picture(path, rows.window(row))
         features = self._image_features(image)  # (1, D)
-        parts = {"nodes": [], "adjacency": [], "mask": []}
-        for kept in variants:
-            arrays = self.graphs.graph(class_ids[kept].astype(int), boxes[kept], image.size)
-            for name, values in parts.items():
-                values.append(torch.from_numpy(getattr(arrays, name)))
-        device = self.engine.device
-        batch = {name: torch.stack(values).to(device) for name, values in parts.items()}
+        kept_boxes = [(class_ids[kept].astype(int), boxes[kept]) for kept in variants]
+        graphs = self.graphs.graphs(kept_boxes, sizes=[image.size] * len(variants))
+        batch = {name: values.to(self.engine.device) for name, values in graphs.items()}
         with torch.no_grad():
             repeated = features.expand(len(variants), -1)
             fused = self.engine.model.branches(repeated, **batch)[2].cpu()

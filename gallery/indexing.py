@@ -203,10 +203,9 @@ def encode(reads, graphs, model, device, batch_size, precision):
 def _encoded(waiting, graphs, model, device, precision):
     """Vectors (B, D) of the tiles among Reads."""
     own = [read for read in waiting if read.window is not None]
-    arrays = [graphs.graph(read.class_ids, read.boxes, read.window[2:]) for read in own]
-    batch = {"image": torch.from_numpy(np.stack([read.pixels for read in own]))}
-    for name in ("nodes", "adjacency", "mask"):
-        batch[name] = torch.from_numpy(np.stack([getattr(one, name) for one in arrays]))
+    boxes = [(read.class_ids, read.boxes) for read in own]
+    batch = graphs.graphs(boxes, sizes=[read.window[2:] for read in own])
+    batch["image"] = torch.from_numpy(np.stack([read.pixels for read in own]))
     return encode_batch(model, batch, device, precision)["fused"].numpy()
 
 

@@ -16,10 +16,10 @@ from conftest import (
     write_detections,
     write_image,
 )
-from dataset import images
+from dataset import batches, images
 from dataset.annotations import Record
 from dataset.batches import ImageSet, TrainingSet, collate, trim
-from det_formats.det_json import read_label_map
+from det_formats.det_json import LabelMap, read_label_map
 from options import AUGMENTATIONS
 from V_Graph import arrays_from_boxes
 
@@ -81,6 +81,28 @@ def test_exchanged_graphs_are_all_used_once_and_none_by_its_own_image(tmp_path):
             assert i != source
             assert torch.equal(exchanged[i]["nodes"], own[source]["nodes"])
             assert torch.equal(exchanged[i]["image"], own[i]["image"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"edges": False}, {"exchange": 1}, {"published": True}])
+def test_kept_graphs_are_those_that_are_made_anew(five, monkeypatch, settings):
+    if "published" in settings:
+        settings = {**settings, "label_map": LabelMap(["ship", "car", "building"])}
+    kept = load(five, **settings)
+    monkeypatch.setattr(batches, "GRAPHS_GIB", 0)
+    anew = load(five, **settings)
+    assert kept.kept_graphs is not None and anew.kept_graphs is None
+    equal_batches(kept.batches(2), anew.batches(2))
+    assert any(graphs["nodes"].any() for graphs in kept.batches(2))
+    for i in range(5):
+        equal_batches([kept[i]], [anew[i]])
+
+
+def test_a_set_without_objects_leaves_the_other_as_it_was(five):
+    images = load(five)
+    bare = images.without_objects()
+    assert not bare[3]["mask"].any() and not bare[3]["nodes"].any()
+    assert images[3]["mask"].sum() == 4
+    assert torch.equal(bare[3]["image"], images[3]["image"])
 
 
 # ------------------------------------------------------------------ training items

@@ -13,7 +13,16 @@ import V_Graph
 from conftest import ROOT
 from det_formats.det_json import read_label_map
 from det_formats.drawing import draw_graph
-from V_Graph import GEOMETRY, build_graph, build_matrices, graph_arrays, seen_objects
+from V_Graph import (
+    GEOMETRY,
+    GraphArrays,
+    batch_from_boxes,
+    build_graph,
+    build_matrices,
+    detection_arrays,
+    graph_arrays,
+    seen_objects,
+)
 
 FIXTURES = ROOT / "test" / "fixtures"
 AIRPORT = FIXTURES / "airport_2_reconstructed.json"
@@ -153,6 +162,24 @@ def test_adjacency_is_symmetric_bounded_and_without_loops(n):
     assert dropped == 0
     assert nodes.shape == (20, K + GEOMETRY) and adjacency.shape == (20, 20)
     assert nodes.dtype == adjacency.dtype == np.float32 and mask.dtype == bool
+
+
+def test_graphs_made_together_are_those_made_alone_to_the_bit():
+    many = [random_detections(number, seed=number) for number in (3, 0, 20, 41)]
+    sizes = [(640, 480), (30, 40), (1001, 77), (640, 480)]
+    boxes = [detection_arrays(detections, LABEL_MAP) for detections in many]
+    batch = batch_from_boxes(boxes, sizes, 20, K)
+    assert batch.dropped.tolist() == [0, 0, 0, 21]
+    for i, detections in enumerate(many):
+        alone = arrays(detections, sizes[i])
+        assert equal(GraphArrays(*(values[i] for values in batch)), alone)
+    nothing = batch_from_boxes([], [], 20, K)
+    assert [values.shape for values in nothing] == [
+        (0, 20, K + GEOMETRY),
+        (0, 20, 20),
+        (0, 20),
+        (0,),
+    ]
 
 
 def test_the_most_extreme_numbers_that_can_be_read_give_finite_arrays():

@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -335,3 +337,23 @@ def test_a_model_of_scenes_on_other_images_is_warned_of(checkpoint, tiles, capsy
     for arguments, warned in ((["--images", str(tiles[0])], 1), ([], 0)):
         infer.main(["--checkpoint", str(checkpoint), "--device", "cpu", *arguments])
         assert capsys.readouterr().err.count(SCENES) == warned
+
+
+# ------------------------------------------------------------------ start-up
+
+SLOW_PACKAGES = {"torchvision", "open_clip", "sklearn", "scipy", "pandas", "networkx", "ftfy"}
+
+
+def test_infer_imports_no_slow_package_but_torch():
+    code = """
+import sys
+import torch
+before = set(sys.modules)
+import infer
+print(*{name.split(".")[0] for name in set(sys.modules) - before})
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "infer" in found.stdout.split()
+    assert not SLOW_PACKAGES & set(found.stdout.split())

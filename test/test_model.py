@@ -393,8 +393,25 @@ def without_numbers(tensor):
     return torch.zeros(()).expand(tensor.shape)
 
 
+def with_one(value):
+    """A change of one number of a matrix."""
+
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor[1, 1] = value
+        return tensor
+
+    return change
+
+
 @pytest.mark.parametrize(
-    "change", [lambda tensor: tensor * math.nan, lambda tensor: tensor.long(), without_numbers]
+    "change",
+    [
+        *map(with_one, (math.nan, math.inf, -math.inf)),
+        lambda tensor: tensor.half() * math.nan,
+        lambda tensor: tensor.long(),
+        without_numbers,
+    ],
 )
 def test_weights_of_a_checkpoint_are_finite_numbers_that_are_there(save, change):
     path = save()

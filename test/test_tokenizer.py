@@ -79,6 +79,14 @@ def test_tokenize_equals_open_clip(theirs, context_length):
     assert torch.equal(found, theirs(texts, context_length=context_length))
 
 
+def test_ids_equal_open_clip_on_random_plain_text(ours, theirs):
+    rng = random.Random(1)
+    printable = [chr(code) for code in range(0x20, 0x7F)]
+    for _ in range(300):
+        text = "".join(rng.choices(printable, k=rng.randrange(60)))
+        assert ours.encode(text) == theirs.encode(text), repr(text)
+
+
 def test_ids_equal_open_clip_on_random_characters(ours, theirs):
     rng = random.Random(0)
     ranges = [(0x20, 0x7F), (0, 0x20), (0xA0, 0x250), (0x300, 0x370), (0x400, 0x500)]
