@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import processes
 from backbones.checkpoint_content import require
 from backbones.loading import read_weights
 from model import FIELDS, checked, is_this_version, save_checkpoint
@@ -52,8 +53,9 @@ def begin(out):
 
     The state and the log of an earlier one go; its model stays until this run has one.
     """
-    (out / "last.pth").unlink(missing_ok=True)
-    (out / "log.jsonl").write_text("", encoding="utf-8")
+    if processes.is_first():
+        (out / "last.pth").unlink(missing_ok=True)
+        (out / "log.jsonl").write_text("", encoding="utf-8")
     return dict(NEW_RUN), []
 
 
@@ -183,7 +185,8 @@ def cut_log(path, lines):
     kept = text.splitlines(keepends=True)[:lines]
     if len(kept) < lines:
         raise ValueError(f"--resume: {path} has {len(kept)} lines, but {lines} epochs are done")
-    write_text(path, "".join(kept))
+    if processes.is_first():
+        write_text(path, "".join(kept))
     return [json.loads(line) for line in kept]
 
 
