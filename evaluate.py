@@ -323,7 +323,8 @@ def main(arguments=None):
     """
     device_name = parse_options("evaluate", __doc__, arguments, unset=DATA).device
     with processes.group(device_name, "start the same command again"):
-        options, given = parse(arguments)
+        with processes.first_of_machine_first():
+            options, given = parse(arguments)
         if options.compare:
             return _compare_files(options.compare)
         return _measured(options, given, arguments)

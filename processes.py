@@ -9,6 +9,7 @@ through the CPU (gloo); `training/distributed.py` gathers features on the device
 
 import contextlib
 import os
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,6 +19,8 @@ import torch.distributed as dist
 # A process may wait so long for the others, which decode a data set meanwhile. One that has ended
 # is noticed at once, as its connection closes.
 WAIT = timedelta(hours=2)
+
+SPEAKS = 1  # seconds in which a process shows its error, before torchrun ends all for another's end
 
 # ------------------------------------------------------------------ which process this is
 
@@ -130,12 +133,29 @@ def wait():
 
 @contextmanager
 def first_of_machine_first():
-    """Let the first process of each machine pass alone; the others find its files then."""
-    if local_rank() > 0:
-        wait()
-    yield
-    if local_rank() == 0:
-        wait()
+    """Let the first process of each machine pass alone; the others find its files then.
+
+    For preparations: where they fail in a first process, which says why, all others end without a
+    word, with exit code 2.
+    """
+    goes_first = local_rank() == 0
+    if not goes_first:
+        _end_if(largest(False))
+    try:
+        yield
+    except BaseException:
+        if goes_first:
+            largest(True)
+        raise
+    if goes_first:
+        _end_if(largest(False))
+
+
+def _end_if(has_failed):
+    """End this process where another one's preparations have failed."""
+    if has_failed:
+        time.sleep(SPEAKS)
+        raise SystemExit(2)
 
 
 def from_first(value):

@@ -22,7 +22,7 @@ import os
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -298,12 +298,17 @@ def main(arguments=None):
     """Train as the command line says; returns the best mean mR on validation."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = vars(parse_options("train", __doc__, words))
-    with processes.group(options["device"], AFTER_A_LOSS):
-        is_first = processes.is_first()
-        out = processes.from_first(run_folder.choose(options) if is_first else None)
-        with run_folder.locked(out) if is_first else nullcontext() as lock:
+    with processes.group(options["device"], AFTER_A_LOSS), ExitStack() as held:
+        out = None
+        lock = None
+        with processes.first_of_machine_first():
+            if processes.is_first():
+                out = run_folder.choose(options)
+                lock = held.enter_context(run_folder.locked(out))
+        out = processes.from_first(out)
+        with processes.first_of_machine_first():
             options, checkpoint = parse([*words, "--out", str(out)])
-            return train(options, checkpoint, lock)
+        return train(options, checkpoint, lock)
 
 
 def train(options, checkpoint, lock):
@@ -313,13 +318,13 @@ def train(options, checkpoint, lock):
     """
     out = Path(options["out"])
     is_first = processes.is_first()
-    if is_first and checkpoint is None and not options["overwrite"]:
-        run_folder.require_free(out)
-    print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
-    device = prepare_machine(options, checkpoint)
-    if is_first:
-        remove_leftovers(out)
     with processes.first_of_machine_first():
+        if is_first and checkpoint is None and not options["overwrite"]:
+            run_folder.require_free(out)
+        print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
+        device = prepare_machine(options, checkpoint)
+        if is_first:
+            remove_leftovers(out)
         # What is looked at in moments comes first: a model may be a download.
         if checkpoint is None:
             check_start(options)
@@ -327,7 +332,7 @@ def train(options, checkpoint, lock):
         data_sets = find_data(options)
         model, model_config, start_sha256 = prepare_model(options, checkpoint, label_map)
         data = read_data(data_sets, options, model_config, label_map)
-    distributed.check(options, model_config, len(data.train_set))
+        distributed.check(options, model_config, len(data.train_set))
     model.to(device, memory_format=torch.channels_last)
     freeze(model, options["train"])
     print_what_trains(model, device, options)

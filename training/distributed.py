@@ -85,8 +85,7 @@ def wrapped(model, options):
         model.logit_scale.requires_grad_(False)
     if not model.transformer.resblocks:  # of words alone, whose places do not count
         model.positional_embedding.requires_grad_(False)
-    # The only buffers are statistics of batch normalisation, which do not change.
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    return DistributedDataParallel(model)
 
 
 # ------------------------------------------------------------------ in a step

@@ -74,14 +74,22 @@ def backward(cache, encode, wrapped, logit_scale):
             alone = isinstance(wrapped, DistributedDataParallel) and not is_last
             with wrapped.no_sync() if alone else nullcontext():
                 _set_random_state(random_state, device)
-                features = list(encode(chunk))
-                rows = slice(first, first + len(features[0]))
-                gradients = [cache.image_features.grad[rows], cache.text_features.grad[rows]]
-                if is_last and cache.logit_scale.grad is not None:
-                    # A leaf in its own right: so it is averaged with the others.
-                    features.append(logit_scale)
-                    gradients.append(cache.logit_scale.grad)
-                torch.autograd.backward(features, gradients)
+                image_features, text_features = encode(chunk)
+                rows = slice(first, first + len(image_features))
+                known = [
+                    (image_features, cache.image_features.grad[rows]),
+                    (text_features, cache.text_features.grad[rows]),
+                ]
+                if is_last:  # with the last chunk, so that it is averaged like the others
+                    known.append((logit_scale, cache.logit_scale.grad))
+                # Nothing flows back to a frozen tower, nor from the hinge to the scale.
+                known = [
+                    (tensor, gradient)
+                    for tensor, gradient in known
+                    if tensor.requires_grad and gradient is not None
+                ]
+                tensors, gradients = zip(*known, strict=True)
+                torch.autograd.backward(tensors, gradients)
             first = rows.stop
 
 
