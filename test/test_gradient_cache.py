@@ -1,4 +1,4 @@
-"""The gradient cache: a batch in chunks has the gradients of the batch, and the memory of a chunk."""
+"""The gradient cache: a batch in chunks has the batch's gradients, and the memory of a chunk."""
 
 import math
 
