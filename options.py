@@ -285,8 +285,8 @@ OPTIONS = (
            help="of all processes together; InfoNCE's negatives come from the batch; halve on "
                 "out-of-memory, or see --chunk"),
     option("--chunk", "train", "device", least=1, type=int,
-           help="encode a batch in chunks of so many pairs and twice: memory as for a batch of "
-                "that size, the same gradients, a third slower; default the batch at once"),
+           help="for batches beyond memory: encode chunks of so many pairs, twice, with the "
+                "gradients of the whole batch; default the batch at once"),
     option("--batch-size", "evaluate infer clip_gcn evidence", "device", least=1, type=int,
            default=64,
            help="halve on out-of-memory"),

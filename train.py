@@ -42,7 +42,7 @@ from model import (
 from options import for_resuming, for_training, given_options, parse_options, run
 from progress import Progress
 from training import distributed, resume, run_folder
-from training.inputs import find_data, read_data, with_features
+from training.inputs import encoded_at_once, find_data, read_data, with_features
 from training.step import (
     check_start,
     freeze,
@@ -163,7 +163,7 @@ def validate(model, data, options):
             images,
             data_set.records(data_set.validation),
             model.logit_scale.device,
-            batch_size=options["chunk"] or options["batch_size"],
+            batch_size=encoded_at_once(options),
             workers=options["workers"],
             text_features=texts,
         )
@@ -286,7 +286,7 @@ def add_evidence(out, data, options):
     model, _ = load_checkpoint(path, device)
     again = resume_command(out)
     print(f"trained; now the object evidence is fitted. If it is stopped here, fit it by: {again}")
-    evidence = fit_beside(model, data, device, options["batch_size"], options["workers"])
+    evidence = fit_beside(model, data, device, encoded_at_once(options), options["workers"])
     if evidence is not None:
         add_to_checkpoint(path, evidence=as_field(evidence))
 

@@ -90,6 +90,14 @@ def read_data(data_sets, options, model_config, label_map):
     )
 
 
+def encoded_at_once(options):
+    """How many images are encoded at once where nothing is learnt from them."""
+    if options["chunk"] is None:
+        return options["batch_size"]
+    # A batch may not fit; without gradients an image takes a small share of a pair's memory.
+    return min(options["batch_size"], max(options["chunk"], 64))
+
+
 # ------------------------------------------------------------------ frozen towers
 
 
@@ -123,7 +131,7 @@ def image_features(folder, tower, model, images, device, options):
     versions = [FEATURES, PREPROCESSING, PIL.__version__]
     key = _digest_of([tower, versions, images.image_size, images.hashes])
     path = folder / f"{len(images)}-image-features-{key}.safetensors"
-    portions = {"batch_size": options["batch_size"], "workers": options["workers"]}
+    portions = {"batch_size": encoded_at_once(options), "workers": options["workers"]}
     return cached(path, lambda: encode_images(model, images, device, **portions)["clip"])
 
 

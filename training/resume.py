@@ -1,8 +1,8 @@
 """What a stopped training run needs to go on exactly where it was.
 
 `last.pth` is a checkpoint (see model.py) with a `state` beside the weights: optimizer, schedule,
-scaler, random generators, threads, and how far the run had come. All else that is random is drawn
-by (seed, epoch, image), so epoch and step are the sampler's position.
+scaler, random generators, threads, processes, and how far the run had come. All else that is random
+is drawn by (seed, epoch, image), so epoch and step are the sampler's position.
 """
 
 import hashlib
@@ -116,6 +116,7 @@ def save_state(path, learner, checkpoint, progress):
         "random": random_states(device),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "processes": processes.world(),
         "progress": dict(progress),
     }
     save_checkpoint(path, **checkpoint, epoch=progress["log_lines"], state=state)
@@ -143,7 +144,8 @@ def read_state(path):
 def restore(learner, state):
     """Put optimizer, schedule, scaler and generators back as they were saved.
 
-    On another device the run goes on too, and a line says that it is no longer bit-exact.
+    On another device or with another number of processes the run goes on too, and a line says that
+    it is no longer bit-exact.
     """
     device = learner.model.logit_scale.device
     learner.optimizer.load_state_dict(state["optimizer"])
@@ -153,12 +155,23 @@ def restore(learner, state):
     set_random_states(state["random"], device)
     if device.type != state["device"]:
         print(f"resumed on {device.type}, begun on {state['device']}: no longer bit-exact")
+    before = _processes_of(state)
+    if processes.world() != before:
+        print(f"resumed by {processes.world()} processes, saved by {before}: no longer bit-exact")
 
 
 def use_threads(state, device):
-    """Compute with as many threads as before, on which a CPU's last bits depend."""
-    if device.type == state["device"] == "cpu":
+    """Compute with as many threads as before, on which a CPU's last bits depend.
+
+    Another number of processes has other last bits anyway, and may need other threads.
+    """
+    if device.type == state["device"] == "cpu" and processes.world() == _processes_of(state):
         torch.set_num_threads(state["threads"])
+
+
+def _processes_of(state):
+    """How many processes the run had; one where the state is older than the field."""
+    return state.get("processes", 1)
 
 
 # ------------------------------------------------------------------ data, log, signals
