@@ -17,8 +17,16 @@ if __name__ == "__main__":
 
 import json
 
+from benchmarks.encoding import (
+    evaluating,
+    graph_branch,
+    image_features,
+    text_features,
+    training_step,
+)
 from benchmarks.frame import lines_of, machine
 from benchmarks.indexing import index
+from benchmarks.memory import recompute
 from benchmarks.search import search_ann, search_exact
 from clip_gcn_image_feature_integration import pick_device
 from escaping import escaped
@@ -26,6 +34,12 @@ from options import parse_options, run
 from writing import write_text
 
 ROWS = {
+    "training-step": training_step,
+    "graph-branch": graph_branch,
+    "recompute": recompute,
+    "image-features": image_features,
+    "text-features": text_features,
+    "evaluate": evaluating,
     "search-exact": search_exact,
     "search-ann": search_ann,
     "index": index,

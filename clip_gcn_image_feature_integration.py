@@ -63,7 +63,7 @@ BATCHES = (
 )
 
 
-FEATURES = 1  # raise it whenever towers, graphs or tokenizer give other features than before
+FEATURES = 2  # raise it whenever towers, graphs or tokenizer give other features than before
 
 
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}  # between two batches of one image, on unit features
@@ -304,19 +304,23 @@ def digest_of_weights(weights, model_config):
 def encode_texts(model, texts, device, batch_size=256):
     """Unit features of texts (T, D) on the CPU.
 
-    Texts with the same tokens are encoded once, so that their features are equal to the bit.
+    Texts with the same tokens are encoded once, so that their features are equal to the bit. Those
+    of one length go together: a batch is as long as its longest text.
     Processes that share a run share the batches, as in `encode_images`.
     """
     model.eval()
     tokens = simple_tokenizer.tokenize(texts, context_length=len(model.positional_embedding))
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
-    parts = []
-    own = distinct.split(batch_size)[processes.rank() :: processes.world()]
+    by_length = distinct.argmax(dim=1).argsort(stable=True)  # the end token has the highest id
+    own = by_length.split(batch_size)[processes.rank() :: processes.world()]
+    encoded = []
     with parametrize.cached():
         for part in Progress(own, "encode texts", "batches"):
-            features = model.encode_text(trim(part).to(device))
-            parts.append(F.normalize(features, dim=-1).cpu())
-    return torch.cat(processes.in_turn(parts))[inverse]  # (T, D)
+            of_part = model.encode_text(trim(distinct[part]).to(device))
+            encoded.append(F.normalize(of_part, dim=-1).cpu())
+    features = torch.empty(len(distinct), model.text_projection.shape[1])
+    features[by_length] = torch.cat(processes.in_turn(encoded))
+    return features[inverse]  # (T, D)
 
 
 class SplitFeatures(NamedTuple):

@@ -50,6 +50,7 @@ from training.step import (
     keep_freed_memory,
     make_learner,
     pick_precision,
+    recompute_blocks,
     set_training_mode,
     start_model,
     train_step,
@@ -333,8 +334,10 @@ def train(options, checkpoint, lock):
         model, model_config, start_sha256 = prepare_model(options, checkpoint, label_map)
         data = read_data(data_sets, options, model_config, label_map)
         distributed.check(options, model_config, len(data.train_set))
+        freeze(model, options["train"])
+        if options["recompute"]:
+            recompute_blocks(model)
     model.to(device, memory_format=torch.channels_last)
-    freeze(model, options["train"])
     print_what_trains(model, device, options)
     if options["train"] == "graph":
         data = with_features(data, model, model_config, device, options)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 RESNET_STRIDE = 32  # pixels of the image, along one side, that a ModifiedResNet's position covers
 
@@ -67,21 +68,71 @@ def vision_channels(vision):
 
 
 class QuickGELU(nn.Module):
-    """The sigmoid approximation of GELU that OpenAI's weights were trained with."""
+    """The sigmoid approximation of GELU that OpenAI's weights were trained with.
+
+    It is x sigmoid(1.702 x), written with SiLU: the backward pass then keeps one tensor, not two.
+    """
 
     def forward(self, x):
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702
 
 
 ACTIVATIONS = {"quickgelu": QuickGELU, "gelu": nn.GELU}
 
 
+def by_head(x, heads):
+    """(B, L, D) to (B, heads, L, D / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017), to be computed at all positions or at one.
+
+    Parameters have the names and first values of torch's MultiheadAttention, CLIP's. That module
+    would compute all queries, and without gradients it casts and copies more.
+    """
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x, causal=False):
+        """(B, L, D) to (B, L, D); causal: no position attends to a later one."""
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, L, 3 D)
+        query, key, value = projected.chunk(3, dim=-1)
+        return self._attended(query, key, value, is_causal=causal)
+
+    def at(self, x, positions, seen=None):
+        """(B, L, D) to what stands at the positions (B,), (B, D).
+
+        seen: (B, L) bool, what each of them attends to; None: everything.
+        """
+        width = x.shape[-1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        own = x[torch.arange(len(x), device=x.device), positions]  # (B, D)
+        query = F.linear(own[:, None], weight[:width], bias[:width])  # (B, 1, D)
+        key, value = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
+        if seen is not None:
+            seen = seen[:, None, None]  # (B, 1, 1, L)
+        return self._attended(query, key, value, attn_mask=seen)[:, 0]  # (B, D)
+
+    def _attended(self, query, key, value, **mask):
+        query, key, value = (by_head(part, self.heads) for part in (query, key, value))
+        x = F.scaled_dot_product_attention(query, key, value, **mask)
+        return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
 class ResidualAttentionBlock(nn.Module):
-    """Pre-norm transformer block, (B, L, D) to (B, L, D)."""
+    """Pre-norm transformer block."""
 
     def __init__(self, width, heads, activation):
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attn = Attention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
@@ -89,25 +140,49 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x, mask=None):
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+    def forward(self, x, causal=False):
+        """(B, L, D) to (B, L, D)."""
+        x = x + self.attn(self.ln_1(x), causal)
         return x + self.mlp(self.ln_2(x))
+
+    def at(self, x, positions, seen=None):
+        """(B, L, D) to the output at the positions (B,), (B, D); seen: as of `Attention.at`."""
+        own = x[torch.arange(len(x), device=x.device), positions]  # (B, D)
+        own = own + self.attn.at(self.ln_1(x), positions, seen)
+        return own + self.mlp(self.ln_2(own))
 
 
 class Transformer(nn.Module):
-    """A stack of residual attention blocks, (B, L, D) to (B, L, D)."""
+    """A stack of residual attention blocks, read at one position of each image or text.
+
+    Only there the last block is computed: its other outputs have no use. With `recompute` the
+    blocks' inner values are not kept for the backward pass, but computed again (Chen et al. 2016).
+    """
 
     def __init__(self, width, layers, heads, activation):
         super().__init__()
         self.resblocks = nn.ModuleList(
             ResidualAttentionBlock(width, heads, activation) for _ in range(layers)
         )
+        self.recompute = False
 
-    def forward(self, x, mask=None):
-        for block in self.resblocks:
-            x = block(x, mask)
-        return x
+    def forward(self, x, positions, causal=False):
+        """(B, L, D) to the output at positions (B,), (B, D).
+
+        causal: no position attends to a later one.
+        """
+        seen = None
+        if causal:
+            seen = torch.arange(x.shape[1], device=x.device) <= positions[:, None]  # (B, L)
+        *blocks, last = self.resblocks
+        for block in blocks:
+            x = self._computed(block, x, causal)
+        return self._computed(last.at, x, positions, seen)
+
+    def _computed(self, function, *arguments):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
 
 
 class VisionTransformer(nn.Module):
@@ -130,7 +205,8 @@ class VisionTransformer(nn.Module):
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)  # (B, 1, D)
         x = torch.cat([first, x], dim=1)  # (B, L, D)
         x = self.ln_pre(x + self.positional_embedding)
-        return self.ln_post(self.transformer(x)[:, 0]) @ self.proj  # (B, E)
+        of_class = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return self.ln_post(self.transformer(x, of_class)) @ self.proj  # (B, E)
 
 
 class Bottleneck(nn.Module):
@@ -178,14 +254,11 @@ class AttentionPool2d(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # (B, H W, D)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (B, L, D)
         x = x + self.positional_embedding
-        query = self._by_head(self.q_proj(x[:, :1]))
-        key = self._by_head(self.k_proj(x))
-        value = self._by_head(self.v_proj(x))
+        query = by_head(self.q_proj(x[:, :1]), self.heads)
+        key = by_head(self.k_proj(x), self.heads)
+        value = by_head(self.v_proj(x), self.heads)
         x = F.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, D / heads)
         return self.c_proj(x.transpose(1, 2).flatten(1))  # (B, E)
-
-    def _by_head(self, x):
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
 
 
 class ModifiedResNet(nn.Module):
@@ -285,10 +358,8 @@ class CLIP(nn.Module):
             return self.ln_final(self._mean_word(text)) @ self.text_projection  # (B, E)
         length = text.shape[1]
         x = self.token_embedding(text) + self.positional_embedding[:length]  # (B, L, D)
-        mask = torch.full((length, length), float("-inf"), device=text.device).triu(1)
-        x = self.ln_final(self.transformer(x, mask.to(x.dtype)))
-        x = x[torch.arange(len(x), device=text.device), text.argmax(dim=-1)]  # (B, D)
-        return x @ self.text_projection  # (B, E)
+        x = self.transformer(x, text.argmax(dim=-1), causal=True)  # (B, D)
+        return self.ln_final(x) @ self.text_projection  # (B, E)
 
     def _mean_word(self, text):
         """Token ids (B, L) to the mean embedding (B, D) of those between start and end token."""

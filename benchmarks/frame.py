@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Result(NamedTuple):
@@ -18,18 +19,20 @@ class Result(NamedTuple):
     notes: dict  # further figures, by what they are
 
 
-def compared(name, sides, repetitions, notes=None):
+def compared(name, sides, repetitions, notes=None, shares=None):
     """The Result of sides, {name: function}, that take turns after one round of warm-up.
 
-    The first side is ours.
+    The first side is ours. shares: {side: share of the work that its function does}, 1 where it is
+    not named; its seconds are divided by it.
     """
+    shares = shares or {}
     seconds = {side: [] for side in sides}
     for repetition in range(repetitions + 1):
         for side, function in sides.items():
             begin = time.perf_counter()
             function()
             if repetition > 0:
-                seconds[side].append(time.perf_counter() - begin)
+                seconds[side].append((time.perf_counter() - begin) / shares.get(side, 1))
     ours, *others = (np.array(seconds[side]) for side in sides)
     ratios = {}
     for side, other in zip(list(sides)[1:], others, strict=True):
@@ -43,6 +46,47 @@ def require_equal(condition, what):
     """End a row whose sides do not compute the same: their times mean nothing then."""
     if not condition:
         raise RuntimeError(f"bench: {what} are not the same on all sides")
+
+
+def matrix_limit(device, precision, side, repetitions=5):
+    """FLOP a second of a large square matrix product: what the machine can do at a precision."""
+    one = torch.randn(side, side, device=device, dtype=precision)
+    seconds = []
+    for repetition in range(repetitions + 1):
+        begin = time.perf_counter()
+        one @ one
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        if repetition > 0:
+            seconds.append(time.perf_counter() - begin)
+    return 2 * side**3 / float(np.median(seconds))
+
+
+def with_share_of_limit(result, operations, device, precision, small):
+    """A Result with the share of the `matrix_limit` that our side reaches.
+
+    operations: floating point operations that our side executes, see `operations_of`.
+    """
+    ours = next(iter(result.seconds))
+    limit = matrix_limit(device, precision, side=256 if small else 4096)
+    speed = operations / result.seconds[ours]
+    notes = {
+        "GFLOP executed": operations / 1e9,
+        "GFLOP a second": speed / 1e9,
+        "of a large matrix product": limit / 1e9,
+        "share of the machine's limit": speed / limit,
+    }
+    return result._replace(notes={**result.notes, **notes})
+
+
+def operations_of(function):
+    """Floating point operations of the matrix products and convolutions in a call.
+
+    On CPUs torch does not count those within attention, a hundredth of a ViT-B/32.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
 
 
 def lines_of(row, result):

@@ -60,5 +60,5 @@ def test_vectors_are_like_features_of_one_model():
 
 
 def test_a_row_that_is_none_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="--row fast: expected some of search-exact, search-ann"):
+    with pytest.raises(ValueError, match="--row fast: expected some of training-step"):
         bench.main(["--row", "fast"])

@@ -20,6 +20,7 @@ from training.step import (
     make_optimizer,
     make_schedule,
     pick_precision,
+    recompute_blocks,
     start_model,
     train_step,
 )
@@ -196,6 +197,20 @@ def test_frozen_towers_keep_their_weights_and_buffers(run, started, capsys, part
     buffers = {name for name in started if "running_" in name or "num_batches" in name}
     assert bool(buffers) == (vision is RESNET)
     assert buffers <= moved if part == "image" else not buffers & moved
+
+
+def test_only_transformers_that_learn_are_recomputed(tiny_model):
+    network = tiny_model()
+    freeze(network, "image")
+    recompute_blocks(network)
+    assert network.visual.transformer.recompute and not network.transformer.recompute
+
+
+def test_recompute_is_refused_where_no_transformer_learns(tiny_model):
+    network = tiny_model()
+    freeze(network, "graph")
+    with pytest.raises(ValueError, match="--recompute: no transformer learns here; leave it out"):
+        recompute_blocks(network)
 
 
 # ------------------------------------------------------------------ optimizer

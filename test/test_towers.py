@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import image_transform
 from PIL import Image
+from torch.nn.utils import parametrize
 
 import clip
-from backbones import preprocess
-from backbones.towers import CLIP
+from backbones import lora, preprocess
+from backbones.towers import CLIP, Attention, QuickGELU, Transformer
 from clips import (
     MODEL_CONFIGS,
     SENTENCES,
@@ -114,3 +115,53 @@ def test_preprocess_converts_to_rgb_first_and_then_equals_open_clip(mode, size):
     # open_clip converts last: palettes are resized by nearest neighbour, alpha is weighed in.
     reference = image if mode == "L" else image.convert("RGB")
     assert_preprocessed_as_by_open_clip(image, 224, reference)
+
+
+# ------------------------------------------------------------------ how they are computed
+
+
+def test_first_weights_of_attention_are_those_of_torch():
+    torch.manual_seed(0)
+    theirs = torch.nn.MultiheadAttention(32, 4)
+    torch.manual_seed(0)
+    ours = Attention(32, 4)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_stack_at_one_position_is_torchs_whole_one_read_there(causal):
+    ours = randomise(Transformer(32, 3, 4, QuickGELU))
+    x = torch.randn(5, 9, 32)
+    positions = torch.tensor([0, 8, 3, 3, 7])
+    mask = torch.full((9, 9), float("-inf")).triu(1) if causal else None
+    expected = x
+    for block in ours.resblocks:
+        attention = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+        attention.load_state_dict(block.attn.state_dict())
+        y = block.ln_1(expected)
+        expected = expected + attention(y, y, y, need_weights=False, attn_mask=mask)[0]
+        expected = expected + block.mlp(block.ln_2(expected))
+    found = ours(x, positions, causal)
+    torch.testing.assert_close(found, expected[torch.arange(5), positions], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_recomputed_blocks_have_the_same_gradients(adapters):
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = CLIP(VIT).train()
+        if adapters:
+            lora.adapt(network, rank=4, alpha=8, dropout=0.5)
+        for module in network.modules():
+            if isinstance(module, Transformer):
+                module.recompute = recompute
+        image, text = inputs(VIT["image_size"])
+        with parametrize.cached():
+            loss = (network(image, text)[0] ** 2).mean()
+        loss.backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name

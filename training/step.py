@@ -20,6 +20,7 @@ import processes
 from backbones import preprocess
 from backbones.lora import adapter_parameters
 from backbones.model_configs import check_image_size, read_model_config
+from backbones.towers import Transformer
 from dataset.augment import augmented
 from loss import batch_loss, clamp_logit_scale, positive_mask
 from model import add_adapters, build
@@ -127,6 +128,22 @@ def freeze(model, train):
     for name, parameter in model.named_parameters():
         tower = "visual" if name.startswith("visual.") else "text"
         parameter.requires_grad = tower in TRAINED[train] or name in always
+
+
+def recompute_blocks(model):
+    """Let transformers keep no inner values of their blocks for the backward pass (--recompute).
+
+    Raises ValueError where no transformer learns: it would do nothing.
+    """
+    learning = []
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                learning.append(module)
+    if not learning:
+        raise ValueError("--recompute: no transformer learns here; leave it out")
+    for module in learning:
+        module.recompute = True
 
 
 def has_statistics(model):

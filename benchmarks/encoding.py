@@ -1,0 +1,305 @@
+"""Rows of bench.py: a training step and the towers' features, beside open_clip's own.
+
+open_clip has the same weights and the same precision, and pads captions to 77 tokens, as it always
+does. Captions are made up: as long as those of RSITMD's test split, and as often repeated.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+
+import model
+from backbones import preprocess
+from benchmarks.frame import compared, operations_of, require_equal, with_share_of_limit
+from benchmarks.indexing import random_model, write_photos
+from clip_gcn_image_feature_integration import encode_split, encode_texts, full_precision
+from dataset.annotations import Record
+from dataset.batches import ImageSet, TrainingSet
+from det_formats.det_json import LabelMap
+from evaluate import retrieve
+from metrics.protocol import measure
+from options import default_options
+from training.step import PRECISIONS, make_learner, set_training_mode, train_step
+
+LENGTHS = {  # tokens of RSITMD's 2,260 test captions, start and end included: how many have so many
+    6: 16, 7: 43, 8: 80, 9: 112, 10: 245, 11: 241, 12: 280, 13: 249, 14: 214, 15: 175, 16: 151,
+    17: 124, 18: 71, 19: 72, 20: 50, 21: 34, 22: 26, 23: 20, 24: 19, 25: 13, 26: 9, 27: 9, 28: 2,
+    29: 1, 30: 3, 31: 1,
+}  # fmt: skip
+REPEATED = 153  # of these captions, which others equal
+
+WORDS = "a the two many some green small large white road river ships planes trees near of".split()
+
+
+# ------------------------------------------------------------------ what is encoded
+
+
+def sentences(number, seed=0):
+    """Made-up captions with the lengths and repetitions of RSITMD's test captions.
+
+    Each word is one token; start and end token come beside.
+    """
+    random = np.random.default_rng(seed)
+    lengths = list(LENGTHS)
+    shares = np.array(list(LENGTHS.values())) / sum(LENGTHS.values())
+    drawn = []
+    for length in random.choice(lengths, size=number, p=shares):
+        drawn.append(" ".join(random.choice(WORDS, size=length - 2)))
+    for _ in range(number * REPEATED // sum(LENGTHS.values())):
+        first, second = random.integers(number, size=2)
+        drawn[first] = drawn[second]
+    return drawn
+
+
+def both_models(device, small):
+    """(our model and its checkpoint, open_clip's model) with equal random weights, quickgelu."""
+    ours, checkpoint = random_model("ViT-B-32", device)
+    theirs = open_clip.create_model("ViT-B-32-quickgelu").to(device).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    return ours, checkpoint, theirs
+
+
+def padded_features(theirs, texts, device, batch_size=256):
+    """Unit features (T, D) by open_clip: each text, at 77 tokens."""
+    tokenize = open_clip.get_tokenizer("ViT-B-32-quickgelu")
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        tokens = tokenize(texts[start : start + batch_size]).to(device)
+        parts.append(theirs.encode_text(tokens, normalize=True).cpu())
+    return torch.cat(parts)
+
+
+def close(one, other, tolerance=1e-5):
+    """Whether two tensors differ by no more than the tolerance anywhere."""
+    return float((one - other).abs().max()) <= tolerance
+
+
+# ------------------------------------------------------------------ features
+
+
+def image_features(device, small):
+    """Features of images in memory, ViT-B/32, in fp32 and bf16."""
+    number, repetitions = (2, 1) if small else (64, 5)
+    ours, _, theirs = both_models(device, small)
+    pixels = torch.rand(number, 3, 224, 224, generator=torch.manual_seed(0)).to(device)
+    pixels = preprocess.normalize(pixels)
+    results = []
+    for name in ("fp32", "bf16"):
+        precision = PRECISIONS[name]
+
+        def features(model, precision=precision):
+            half = torch.autocast(
+                torch.device(device).type, precision, enabled=precision != torch.float32
+            )
+            with torch.no_grad(), half, full_precision():
+                return F.normalize(model.encode_image(pixels).float(), dim=-1).cpu()
+
+        tolerance = 1e-5 if name == "fp32" else 2e-2
+        require_equal(close(features(ours), features(theirs), tolerance), "the image features")
+        sides = {"ours": lambda f=features: f(ours), "open_clip": lambda f=features: f(theirs)}
+        result = compared(f"{number} images, ViT-B/32, {name}", sides, repetitions)
+        operations = operations_of(lambda f=features: f(ours))
+        results.append(with_share_of_limit(result, operations, device, precision, small))
+    return results
+
+
+@torch.no_grad()
+def text_features(device, small):
+    """Features of captions as of RSITMD's test split, fp32; open_clip's of every tenth of them."""
+    number, repetitions = (60, 1) if small else (sum(LENGTHS.values()), 3)
+    ours, _, theirs = both_models(device, small)
+    texts = sentences(number)
+    tenth = texts[::10]
+    found = encode_texts(ours, texts, device)
+    require_equal(close(found[::10], padded_features(theirs, tenth, device)), "the text features")
+    return [
+        compared(
+            f"{number:,} captions as of RSITMD, ViT-B/32, fp32",
+            {
+                "ours": lambda: encode_texts(ours, texts, device),
+                "open_clip, 77 tokens, a tenth of them, x 10": lambda: padded_features(
+                    theirs, tenth, device
+                ),
+            },
+            repetitions,
+            shares={"open_clip, 77 tokens, a tenth of them, x 10": len(tenth) / number},
+        )
+    ]
+
+
+# ------------------------------------------------------------------ a test set
+
+
+def evaluating(device, small):
+    """A test set of RSITMD's shape, a tenth of its size: encode, then measure."""
+    number, captions, repetitions = (10, 51, 1) if small else (45, 226, 3)
+    ours, checkpoint, theirs = both_models(device, small)
+    texts = sentences(captions)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        images = _image_set(Path(folder), number, checkpoint)
+    owned = [[] for _ in range(number)]
+    for place, text in enumerate(texts):
+        owned[place % number].append(text)
+    records = [Record(f"{i}.jpg", tuple(own)) for i, own in enumerate(owned)]
+
+    def ours_measured():
+        return measure(retrieve(encode_split(ours, images, records, device), images))
+
+    @torch.no_grad()
+    def pair_by_pair():
+        of_images, of_texts = [], []
+        for i, record in enumerate(records):
+            pixels = images.pixels[i][None].expand(len(record.captions), -1, -1, -1)
+            pixels = preprocess.normalize(pixels.to(device))
+            of_images.append(theirs.encode_image(pixels, normalize=True).cpu())
+            of_texts.append(padded_features(theirs, list(record.captions), device))
+        scores = torch.stack([own[0] for own in of_images]) @ torch.cat(of_texts).T  # (I, T)
+        return _recalls(scores, [len(own) for own in of_texts])
+
+    expected = pair_by_pair()
+    found = ours_measured()
+    # Random weights: scores lie so close that the last bits may change a rank or two.
+    same = abs(found["mR"] - expected) <= 2
+    require_equal(same, f"the recalls ({found['mR']:.1f} and {expected:.1f})")
+    sides = {"ours": ours_measured, "an image encoding a caption": pair_by_pair}
+    return [compared(f"{number} images, {captions} captions, ViT-B/32", sides, repetitions)]
+
+
+def _recalls(scores, counts):
+    """mR in percent of scores (I, T); counts: captions of each image, one image's after another's.
+
+    Plain: no ties are looked for.
+    """
+    image_of_text = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    order = scores.argsort(dim=1, descending=True)
+    first = (image_of_text[order] == torch.arange(len(counts))[:, None]).float().argmax(dim=1)
+    own = scores[image_of_text, torch.arange(scores.shape[1])]
+    better = (scores > own).sum(dim=0)
+    shares = [(ranks < k).float().mean() for ranks in (first, better) for k in (1, 5, 10)]
+    return 100 * float(torch.stack(shares).mean())
+
+
+def _image_set(folder, number, checkpoint):
+    """An ImageSet of so many photos, without detections, in memory."""
+    write_photos(folder / "images", number)
+    paths = sorted((folder / "images").iterdir())
+    return ImageSet(
+        paths,
+        [None] * number,
+        image_size=checkpoint["definition"]["image_size"],
+        label_map=LabelMap(checkpoint["labels"]),
+        max_objects=20,
+    )
+
+
+# ------------------------------------------------------------------ a training step
+
+
+def training_step(device, small):
+    """A whole training step, ViT-B/32, captions as long as RSITMD's, in fp32 and bf16."""
+    pairs, repetitions = (4, 1) if small else (32, 5)
+    batch_of, train_set = training_batch(pairs, device)
+    pixels = preprocess.normalize(batch_of["image"].to(device))
+    padded = open_clip.get_tokenizer("ViT-B-32-quickgelu")(train_set.captions).to(device)
+    padded = padded[batch_of["index"].to(device)]
+    results = []
+    steps = {}
+    for name in ("fp32", "bf16"):
+        precision = PRECISIONS[name]
+        ours, _, theirs = both_models(device, small)
+        options = fine_tuning_options(name)
+        learner = make_learner(ours, options, steps=1000)
+        set_training_mode(ours, options)
+
+        def our_step(learner=learner, options=options):
+            return train_step(learner, train_set, batch_of, options, "the bench")
+
+        their_step = _plain_step(theirs.train(), pixels, padded, precision, options)
+        steps[name] = our_step
+        tolerance = 1e-5 if name == "fp32" else 2e-2
+        require_equal(abs(our_step() - their_step()) <= tolerance, "the losses")
+        sides = {"ours": our_step, "open_clip, 77 tokens": their_step}
+        if name == "bf16":
+            sides["ours in fp32"] = steps["fp32"]
+        result = compared(f"{pairs} pairs, ViT-B/32, {name}", sides, repetitions)
+        operations = operations_of(our_step)
+        results.append(with_share_of_limit(result, operations, device, precision, small))
+    return results
+
+
+def fine_tuning_options(precision, **changes):
+    """train.py's options of a fine-tuned CLIP."""
+    options = default_options("train")
+    plain = {"graph": "none", "clip": "random", "augment": (), "precision": precision}
+    return {**options, "lr": 1e-5, **plain, **changes}
+
+
+def training_batch(pairs, device, detections=None):
+    """(a batch, its TrainingSet) of distinct photos and captions."""
+    _, checkpoint = random_model("ViT-B-32", device)
+    texts = list(dict.fromkeys(sentences(4 * pairs)))[:pairs]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        images = _image_set(Path(folder), pairs, checkpoint)
+    if detections is not None:
+        images.boxes = detections
+    records = [Record(path.name, (text,)) for path, text in zip(images.paths, texts, strict=True)]
+    train_set = TrainingSet(
+        images,
+        records,
+        model_config=checkpoint["definition"],
+        augment=(),
+        drop_graphs=0,
+        seed=0,
+    )
+    return next(iter(train_set.batches(1, pairs))), train_set
+
+
+def _plain_step(theirs, pixels, padded, precision, options):
+    """A step of open_clip's model with its loss, as its own training script does it."""
+    optimizer = torch.optim.AdamW(
+        theirs.parameters(), lr=options["lr"], betas=(0.9, 0.98), fused=True
+    )
+    contrastive = open_clip.ClipLoss()
+    device_type = pixels.device.type
+
+    def step():
+        with torch.autocast(device_type, precision, enabled=precision != torch.float32):
+            image_features, text_features, logit_scale = theirs(pixels, padded)
+        loss = contrastive(image_features.float(), text_features.float(), logit_scale)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def graph_branch(device, small):
+    """A training step with the graph branch, 20 objects an image, beside one without."""
+    pairs, repetitions = (4, 1) if small else (32, 5)
+    random = np.random.default_rng(0)
+    labels = random_model("ViT-B-32", device)[1]["labels"]
+    kinds = len(LabelMap(labels))
+    detections = []
+    for _ in range(pairs):
+        boxes = random.uniform(1, 255, size=(20, 6))
+        detections.append((random.integers(kinds, size=20), boxes))
+    steps = {}
+    for graph in ("object", "none"):
+        batch, train_set = training_batch(pairs, device, detections)
+        torch.manual_seed(0)
+        options = fine_tuning_options("fp32", graph=graph)
+        config = random_model("ViT-B-32", device)[1]["definition"]
+        network = model.build(config, labels, options).to(device)
+        learner = make_learner(network, options, steps=1000)
+        set_training_mode(network, options)
+        steps[graph] = lambda parts=(learner, train_set, batch, options): train_step(
+            *parts, "the bench"
+        )
+    sides = {"with the graph branch": steps["object"], "--graph none": steps["none"]}
+    return [compared(f"a step of {pairs} pairs, ViT-B/32, fp32", sides, repetitions)]
