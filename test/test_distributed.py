@@ -28,7 +28,13 @@ from model import add_adapters, build
 from options import default_options, for_training, run
 from train import parse
 from training import distributed, resume
-from training.step import freeze, make_learner, set_training_mode, train_step
+from training.step import (
+    freeze,
+    make_learner,
+    recompute_blocks,
+    set_training_mode,
+    train_step,
+)
 
 pytest.importorskip("resource")  # forked processes are Unix's
 TINY = {
@@ -107,6 +113,7 @@ CASES = {
     "chunk": {"chunk": 1},
     "hinge in chunks": {"chunk": 1, "loss": "hinge"},
     "lora in chunks": {"chunk": 1, "train": "lora"},
+    "recomputed in chunks": {"chunk": 1, "recompute": True},
 }
 PAIRS = 4  # of a batch
 
@@ -127,6 +134,8 @@ def one_step(root, text_layers=1, **changes):
     add_adapters(network, options)
     freeze(network, options["train"])
     set_training_mode(network, options)
+    if options["recompute"]:
+        recompute_blocks(network)
     if options["train"] == "graph":
         images.features = torch.randn(len(images), 32)
         train_set.text_features = F.normalize(torch.randn(len(train_set.captions), 32), dim=-1)
@@ -153,7 +162,7 @@ def test_loss_and_gradients_are_those_of_one_process(together, five, tmp_path, u
     assert together(2, save_steps, five, tmp_path) == [0, 0], together.errors(0)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for case, changes in CASES.items():
-        loss, expected = one_step(five, **{**changes, "chunk": None})
+        loss, expected = one_step(five, **{**changes, "chunk": None, "recompute": False})
         assert first[case][0] == second[case][0] == pytest.approx(loss, rel=1e-6), case
         found = first[case][1]
         assert found.keys() == second[case][1].keys() == expected.keys(), case
