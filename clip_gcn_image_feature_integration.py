@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
 import clip
+import processes
 import simple_tokenizer
 from backbones import preprocess
 from dataset.batches import Images, ImageSet, require_readable, trim
@@ -128,10 +129,17 @@ def warn_of_scenes(checkpoint):
 
 
 def pick_device(name):
-    """The torch device that auto, cpu or cuda means; ValueError for cuda where there is none."""
+    """The torch device that auto, cpu or cuda means; ValueError for cuda where there is none.
+
+    Of processes that share a run, each on a machine has a GPU of its own.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no CUDA device; use --device auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if processes.several():
+        return torch.device("cuda", processes.local_rank())
+    return torch.device("cuda")
 
 
 def full_precision():
@@ -166,17 +174,25 @@ def encode_images(model, images, device, batch_size=64, workers=0):
     """Features of an ImageSet in its order: {"clip", "graph", "fused"}, each (I, D) on the CPU.
 
     Only "fused" has unit length; "graph" is zero for an image without objects and for a model
-    without graph branch. Always fp32.
+    without graph branch. Always fp32. Processes that share a run all call this: each encodes every
+    W-th batch, all get the features.
     """
     model.eval()
     parts = {name: [] for name in BRANCHES}
     on_cuda = torch.device(device).type == "cuda"
-    batches = images.batches(batch_size, workers=workers, pin_memory=on_cuda)
+    batches = images.batches(
+        batch_size,
+        workers=workers,
+        pin_memory=on_cuda,
+        rank=processes.rank(),
+        world=processes.world(),
+    )
     with full_precision(), parametrize.cached():
         for batch in Progress(batches, "encode images", "batches"):
             for name, features in encode_batch(model, batch, device).items():
                 parts[name].append(features)
-    return {name: torch.cat(features) for name, features in parts.items()}  # (I, D) each
+    whole = {name: processes.in_turn(features) for name, features in parts.items()}
+    return {name: torch.cat(features) for name, features in whole.items()}  # (I, D) each
 
 
 class EncodedFiles(NamedTuple):
@@ -290,16 +306,20 @@ def encode_texts(model, texts, device, batch_size=256):
 
     Texts with the same tokens are encoded once, so that their features are equal to the bit. Those
     of one length go together: a batch is as long as its longest text.
+    Processes that share a run share the batches, as in `encode_images`.
     """
     model.eval()
     tokens = simple_tokenizer.tokenize(texts, context_length=len(model.positional_embedding))
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     by_length = distinct.argmax(dim=1).argsort(stable=True)  # the end token has the highest id
-    features = torch.empty(len(distinct), model.text_projection.shape[1])
+    own = by_length.split(batch_size)[processes.rank() :: processes.world()]
+    encoded = []
     with parametrize.cached():
-        for part in Progress(by_length.split(batch_size), "encode texts", "batches"):
-            encoded = model.encode_text(trim(distinct[part]).to(device))
-            features[part] = F.normalize(encoded, dim=-1).cpu()
+        for part in Progress(own, "encode texts", "batches"):
+            of_part = model.encode_text(trim(distinct[part]).to(device))
+            encoded.append(F.normalize(of_part, dim=-1).cpu())
+    features = torch.empty(len(distinct), model.text_projection.shape[1])
+    features[by_length] = torch.cat(processes.in_turn(encoded))
     return features[inverse]  # (T, D)
 
 

@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import processes
 from dataset import images, scenes
 from dataset.annotations import read_annotations, with_validation
 from dataset.batches import ImageSet, require_none
+from dataset.cache import RAM_GIB
 from escaping import escaped
 from progress import Progress
 
@@ -270,6 +272,8 @@ def joint_image_set(data_sets, split, image_size, label_map):
         image_size=image_size,
         label_map=label_map,
         max_objects=options["max_objects"],
+        # Processes that share a run share the pixels too, as a file that is decoded once.
+        ram_gib=0 if processes.several() else RAM_GIB,
         exchange=options["seed"] if options["graph"] == "exchanged" else None,
         edges=options["graph"] != "no-edges",
         published=options["graph"] == "published",

@@ -5,6 +5,7 @@
     python evaluate.py --checkpoint ViT-B/32 --dataset ucm --data-root U --ranks r.csv --html r.html
     python evaluate.py --fine                                   # reads it counts and relations?
     python evaluate.py --compare a.json b.json                  # how two result files differ
+    torchrun --nproc_per_node=2 evaluate.py ...                 # encode on two GPUs
 
 Figures follow the field's protocol (see metrics/protocol.py). Ranks are expectations under random
 order of the tied (see metrics/ranks.py); the pessimistic and optimistic bounds are printed where
@@ -32,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 import clip
+import processes
 from clip_gcn_image_feature_integration import (
     encode_split,
     encode_texts,
@@ -316,24 +318,39 @@ def _compare_files(paths):
 
 
 def main(arguments=None):
-    """Measure, print and write; returns a list of results, by checkpoint and data set."""
-    options, given = parse(arguments)
-    if options.compare:
-        return _compare_files(options.compare)
+    """Measure, print and write; returns a list of results, by checkpoint and data set.
+
+    Of several processes all encode; the first one alone measures, prints and writes.
+    """
+    device_name = parse_options("evaluate", __doc__, arguments, unset=DATA).device
+    with processes.group(device_name, "start the same command again"):
+        with processes.first_of_machine_first():
+            options, given = parse(arguments)
+        if options.compare:
+            return _compare_files(options.compare)
+        return _measured(options, given, arguments)
+
+
+def _measured(options, given, arguments):
+    """What `main` gives, of parsed options."""
     device = pick_device(options.device)
 
     @lru_cache(maxsize=1)  # several are read twice: only one at a time shall be in memory
     def load(checkpoint):
         return load_model(checkpoint, device, options.activation)
 
+    with processes.first_of_machine_first():
+        jobs = prepare(options, given, load)
     results, rows, page = [], [], None
-    for job in prepare(options, given, load):
+    for job in jobs:
         model, saved = load(job.checkpoint)
         evidence = of_checkpoint(saved, options.evidence)
         records = job.data.records(options.split)
         split = encode_split(
             model, job.images, records, device, options.batch_size, options.workers
         )
+        if not (processes.is_first() or options.fine):  # which encodes further texts
+            continue
         found = retrieve(split, job.images, evidence, options.caption_equivalence)
         result = _result(job, saved, options, given, found, evidence)
         if options.fine:
@@ -354,6 +371,8 @@ def main(arguments=None):
                 rows.append({"checkpoint": job.checkpoint, "dataset": job.data.name, **query})
             if options.html:
                 page = _page_arguments(job, options.split, result, found, queries)
+    if not processes.is_first():
+        return results
     print(table(results, FREE), flush=True)  # before a file is written: one may fail
     for result in results:
         if options.fine:

@@ -4,10 +4,15 @@ The hinge is that of VSE++ (Faghri et al. 2018, https://github.com/fartashf/vsep
 FG-CROSS published it, InfoNCE that of CLIP (Radford et al. 2021). Both take a mask of positives, so
 that a sentence which also fits another image of the batch is not pushed away from it.
 
-Sizes in the shapes below: B pairs, E the embedding width, C captions of an image (padded).
+Where several processes share a batch, each computes its own rows: the loss of its images among all
+texts and of its texts among all images ("local loss" in open_clip). Their mean is the batch's loss.
+
+Sizes in the shapes below: B pairs, b of them own, E the embedding width, C captions of an image
+(padded).
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +20,8 @@ import torch.nn.functional as F
 MARGIN = 0.2  # of the hinge, in cosine: as published, and in VSE++
 EPSILON = 1e-6  # the published hinge subtracts it inside every term
 MAX_SCALE = 100  # CLIP's bound on the inverse temperature
+
+ALL = slice(None)  # rows of a batch that no other process shares
 
 
 def positive_mask(image_ids, text_ids, caption_ids):
@@ -29,36 +36,58 @@ def positive_mask(image_ids, text_ids, caption_ids):
     return same_image | is_caption.any(dim=1)
 
 
-def _beside_diagonal(positives):
-    return positives & ~torch.eye(len(positives), dtype=torch.bool, device=positives.device)
+class Direction(NamedTuple):
+    """b queries and their scores: images among the texts of the batch, or texts among the images.
 
-
-def hinge_loss(scores, positives, margin=MARGIN, max_violation=False):
-    """Bidirectional hinge over a score matrix, summed over the batch (VSE++ equations 4 and 5).
-
-    scores: (B, B), images by texts; positives: (B, B) bool, whose entries are no negatives.
-    max_violation takes each row's and each column's hardest negative instead of all.
+    A loss is of both directions.
     """
-    own = scores.diag()
-    skip = positives | torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    texts = (margin + scores - own[:, None] - EPSILON).clamp(min=0).masked_fill(skip, 0)
-    images = (margin + scores - own[None, :] - EPSILON).clamp(min=0).masked_fill(skip, 0)
-    if max_violation:
-        return texts.amax(dim=1).sum() + images.amax(dim=0).sum()
-    return texts.sum() + images.sum()
+
+    scores: torch.Tensor  # (b, B)
+    positives: torch.Tensor  # (b, B) bool: what fits a query too, and is no negative
+    own: torch.Tensor  # (b) the number of a query's partner
 
 
-def info_nce(scores, positives, logit_scale):
-    """Symmetric cross-entropy to the diagonal, mean over the batch (CLIP, figure 3).
+def directions(image_features, text_features, positives, rows=ALL):
+    """Both Directions of the pairs in some rows of a batch: (images', texts').
 
-    scores: (B, B), images by texts; logit_scale: learned logarithm of the inverse temperature.
-    Positives beside the diagonal leave the denominator: in their row for the image, in their
-    column for the text.
+    Features: (B, E) each, of unit length; positives: (B, B), see `positive_mask`.
     """
-    logits = logit_scale.exp().clamp(max=MAX_SCALE) * scores
-    logits = logits.masked_fill(_beside_diagonal(positives), float("-inf"))
-    target = torch.arange(len(scores), device=scores.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    own = torch.arange(len(positives), device=positives.device)[rows]  # (b)
+    of_images = Direction(image_features[rows] @ text_features.T, positives[rows], own)
+    of_texts = Direction(text_features[rows] @ image_features.T, positives.T[rows], own)
+    return of_images, of_texts
+
+
+def hinge_loss(both, margin=MARGIN, max_violation=False):
+    """Bidirectional hinge, summed over the batch (VSE++ equations 4 and 5).
+
+    both: the `directions`. Of b rows it is B / b times their sum. max_violation takes each query's
+    hardest negative instead of all.
+    """
+    total = 0
+    for direction in both:
+        scores = direction.scores
+        own_scores = scores.gather(1, direction.own[:, None])  # (b, 1)
+        skip = direction.positives.scatter(1, direction.own[:, None], True)
+        costs = (margin + scores - own_scores - EPSILON).clamp(min=0).masked_fill(skip, 0)  # (b, B)
+        of_query = costs.amax(dim=1) if max_violation else costs.sum(dim=1)  # (b)
+        total = total + of_query.sum() * (scores.shape[1] / scores.shape[0])
+    return total
+
+
+def info_nce(both, logit_scale):
+    """Symmetric cross-entropy to the partner, mean over the rows (CLIP, figure 3).
+
+    both: the `directions`; logit_scale: learned logarithm of the inverse temperature. Positives
+    that are not the partner leave the denominator.
+    """
+    scale = logit_scale.exp().clamp(max=MAX_SCALE)
+    total = 0
+    for direction in both:
+        others = direction.positives.scatter(1, direction.own[:, None], False)
+        logits = (scale * direction.scores).masked_fill(others, float("-inf"))  # (b, B)
+        total = total + F.cross_entropy(logits, direction.own)
+    return total / 2
 
 
 def clamp_logit_scale(logit_scale):
@@ -67,10 +96,13 @@ def clamp_logit_scale(logit_scale):
         logit_scale.clamp_(max=math.log(MAX_SCALE) - 1e-4)
 
 
-def batch_loss(image_features, text_features, logit_scale, positives, options):
-    """The loss that the options choose, of unit embeddings (B, E) and (B, E), in fp32."""
-    scores = image_features.float() @ text_features.float().T  # (B, B)
+def batch_loss(image_features, text_features, logit_scale, positives, options, rows=ALL):
+    """The loss that the options choose, of unit embeddings (B, E) and (B, E), in fp32.
+
+    positives: (B, B). rows: a slice, the pairs whose loss this process computes; the mean over all
+    processes, each with as many rows of its own, is the loss of the batch.
+    """
+    both = directions(image_features.float(), text_features.float(), positives, rows)
     if options["loss"] == "infonce":
-        return info_nce(scores, positives, logit_scale)
-    hardest_only = options["loss"] == "hinge-max"
-    return hinge_loss(scores, positives, max_violation=hardest_only)
+        return info_nce(both, logit_scale)
+    return hinge_loss(both, max_violation=options["loss"] == "hinge-max")

@@ -282,7 +282,11 @@ OPTIONS = (
            "device", free=True, choices=("auto", "cpu", "cuda"), default="auto",
            help="auto: cuda if any"),
     option("--batch-size", "train", "device", least=1, type=int, default=128,
-           help="halve on out-of-memory; InfoNCE's negatives come from the batch"),
+           help="of all processes together; InfoNCE's negatives come from the batch; halve on "
+                "out-of-memory, or see --chunk"),
+    option("--chunk", "train", "device", least=1, type=int,
+           help="for batches beyond memory: encode chunks of so many pairs, twice, with the "
+                "gradients of the whole batch; default the batch at once"),
     option("--batch-size", "evaluate infer clip_gcn evidence", "device", least=1, type=int,
            default=64,
            help="halve on out-of-memory"),
@@ -669,8 +673,11 @@ def end(message, code=2):
 def answer_early(script, doc):
     """Answer --help and mistakes in the options before slow packages are imported.
 
-    For the head of a script; it parses once more when it runs.
+    For the head of a script; it parses once more when it runs. Of several processes that torchrun
+    starts with the same options, the first one answers.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return
     try:
         if script == "train" and "--resume" not in sys.argv:
             for_training(vars(parse_options(script, doc)), given_options(script, doc))
@@ -834,6 +841,11 @@ def check_training(options, given):
         raise ValueError(f"--lora: the rank is {options['lora'][0]}, expected a whole number")
     if options["batch_size"] == 1 and options["loss"] == "infonce":
         raise ValueError("--batch-size 1: InfoNCE has no negatives then; take 2 or more")
+    if options["chunk"] is not None and options["chunk"] >= options["batch_size"]:
+        raise ValueError(
+            f"--chunk {options['chunk']} does nothing with --batch-size {options['batch_size']}: "
+            "take less, or leave it out"
+        )
     if options["fusion"] == "gate" and options["graph"] == "published":
         raise ValueError("--fusion gate: the published graph branch has none; give a number")
 

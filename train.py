@@ -5,6 +5,7 @@
     python train.py --dataset rsitmd --data-root DIR --clip ViT-B/32      # fine-tune a CLIP
 
     python train.py --resume                                    # go on where the latest was stopped
+    torchrun --nproc_per_node=2 train.py --clip ViT-B/32 ...    # on two GPUs: training/README.md
 
 Writes `best_model.pth` (best mR on validation, the mean over data sets), `last.pth` to go on from,
 and `log.jsonl`, a line an epoch, into a new folder below runs/, or into --out. No model is measured
@@ -17,13 +18,16 @@ if __name__ == "__main__":
     answer_early("train", __doc__)  # before torch is imported, which takes seconds
 
 import json
+import os
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
+import processes
 from clip_gcn_image_feature_integration import pick_device
 from det_formats.det_json import LABELS, LabelMap, read_label_map
 from evaluate import evaluate
@@ -37,11 +41,12 @@ from model import (
 )
 from options import for_resuming, for_training, given_options, parse_options, run
 from progress import Progress
-from training import resume, run_folder
-from training.inputs import find_data, read_data, with_features
+from training import distributed, resume, run_folder
+from training.inputs import encoded_at_once, find_data, read_data, with_features
 from training.step import (
     check_start,
     freeze,
+    has_statistics,
     keep_freed_memory,
     make_learner,
     pick_precision,
@@ -108,12 +113,17 @@ def prepare_model(options, checkpoint, label_map):
     return model, model_config, start_sha256
 
 
-def print_what_trains(model, device, precision):
+def print_what_trains(model, device, options):
     """Say how many parameters learn, and where."""
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     share = f"{100 * learning / total:.1f} %"
-    print(f"{learning:,} of {total:,} parameters ({share}) train, {device}, {precision}")
+    where = f"{device}, {options['precision']}"
+    if processes.several():
+        where += f", {processes.world()} processes"
+    print(f"{learning:,} of {total:,} parameters ({share}) train, {where}")
+    if has_statistics(model) and distributed.is_in_parts(options):
+        print("several processes or --chunk: batch normalisation keeps its statistics")
 
 
 def write_drawn_splits(data_sets, out):
@@ -139,6 +149,8 @@ def batches_with_bar(train_set, options, progress, device):
         workers=options["workers"],
         pin_memory=device.type == "cuda",
         start=first,
+        rank=processes.rank(),
+        world=processes.world(),
     )
     return Progress(batches, f"epoch {progress['epoch']}", "steps", done=first)
 
@@ -152,7 +164,7 @@ def validate(model, data, options):
             images,
             data_set.records(data_set.validation),
             model.logit_scale.device,
-            batch_size=options["batch_size"],
+            batch_size=encoded_at_once(options),
             workers=options["workers"],
             text_features=texts,
         )
@@ -184,10 +196,25 @@ def print_epoch(line, best_score):
     )
 
 
+def save_progress(out, learner, content, progress, lock):
+    """Write last.pth; of several processes the first one does."""
+    if processes.is_first():
+        lock.require_held()
+        resume.save_state(out / "last.pth", learner, content, progress)
+
+
+def resume_command(out):
+    """What to type to go on with a run."""
+    start = "python"
+    if processes.several():
+        start = f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', 'N')}"
+    return f"{start} train.py --resume --out {shlex.quote(str(out))}"
+
+
 def stop(out, progress, signal_number):
     """End the process after a signal, all being saved; the exit code is the shell's for it."""
-    again = f"python train.py --resume --out {shlex.quote(str(out))}"
-    print(f"\nstopped and saved in epoch {progress['epoch']}; go on with: {again}")
+    processes.wait()  # or else torchrun ends the first one, which still saves
+    print(f"\nstopped and saved in epoch {progress['epoch']}; go on with: {resume_command(out)}")
     raise SystemExit(128 + signal_number)
 
 
@@ -199,15 +226,16 @@ def training_loop(learner, data, options, content, progress, lines, lock):
 
     content: what all checkpoints hold, arguments of `save_checkpoint`. progress (see resume.py) and
     lines, those of the log, say how far the run has come; they grow with it. lock: the folder's,
-    which is looked at before each save.
+    which is looked at before each save; None in all processes but the first, which alone writes.
     """
     out = Path(options["out"])
     device = learner.model.logit_scale.device
-    with resume.signals_noted() as noted, open(out / "log.jsonl", "a", encoding="utf-8") as log:
+    log_file = out / "log.jsonl" if processes.is_first() else os.devnull
+    with resume.signals_noted() as noted, open(log_file, "a", encoding="utf-8") as log:
         saved_at = time.perf_counter()
         while progress["epoch"] <= options["epochs"]:
             epoch = progress["epoch"]
-            set_training_mode(learner.model, options["train"])
+            set_training_mode(learner.model, options)
             batches = batches_with_bar(data.train_set, options, progress, device)
             waiting = time.perf_counter()
             for batch in batches:
@@ -219,22 +247,24 @@ def training_loop(learner, data, options, content, progress, lines, lock):
                 progress["data_seconds"] += begin - waiting
                 progress["compute_seconds"] += time.perf_counter() - begin
                 batches.note = f"loss {loss:.3f}"
-                if noted or time.perf_counter() - saved_at >= resume.SAVE_SECONDS:
-                    lock.require_held()
-                    resume.save_state(out / "last.pth", learner, content, progress)
+                signal_number = processes.largest(noted[0] if noted else 0)
+                if signal_number or time.perf_counter() - saved_at >= resume.SAVE_SECONDS:
+                    save_progress(out, learner, content, progress, lock)
                     saved_at = time.perf_counter()
-                    if noted:
-                        stop(out, progress, noted[0])
+                if signal_number:
+                    stop(out, progress, signal_number)
                 waiting = time.perf_counter()
 
             begin = time.perf_counter()
             results, score = validate(learner.model, data, options)
             val_seconds = time.perf_counter() - begin
-            lock.require_held()
             if score > progress["best_score"]:
                 progress["best_score"] = score
                 progress["best_epoch"] = epoch
-                save_checkpoint(out / "best_model.pth", **content, epoch=epoch, best_score=score)
+                if processes.is_first():
+                    lock.require_held()
+                    best = out / "best_model.pth"
+                    save_checkpoint(best, **content, epoch=epoch, best_score=score)
 
             line = log_line(progress, results, score, learner, val_seconds)
             lines.append(line)
@@ -243,10 +273,11 @@ def training_loop(learner, data, options, content, progress, lines, lock):
             print_epoch(line, progress["best_score"])
 
             resume.next_epoch(progress)
-            resume.save_state(out / "last.pth", learner, content, progress)
+            save_progress(out, learner, content, progress, lock)
             saved_at = time.perf_counter()
-            if noted and progress["epoch"] <= options["epochs"]:
-                stop(out, progress, noted[0])
+            signal_number = processes.largest(noted[0] if noted else 0)
+            if signal_number and progress["epoch"] <= options["epochs"]:
+                stop(out, progress, signal_number)
 
 
 def add_evidence(out, data, options):
@@ -254,42 +285,60 @@ def add_evidence(out, data, options):
     path = out / "best_model.pth"
     device = pick_device(options["device"])
     model, _ = load_checkpoint(path, device)
-    again = f"python train.py --resume --out {shlex.quote(str(out))}"
+    again = resume_command(out)
     print(f"trained; now the object evidence is fitted. If it is stopped here, fit it by: {again}")
-    evidence = fit_beside(model, data, device, options["batch_size"], options["workers"])
+    evidence = fit_beside(model, data, device, encoded_at_once(options), options["workers"])
     if evidence is not None:
         add_to_checkpoint(path, evidence=as_field(evidence))
+
+
+AFTER_A_LOSS = "start the same command again with --resume, to go on from the last save"
 
 
 def main(arguments=None):
     """Train as the command line says; returns the best mean mR on validation."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    out = run_folder.choose(vars(parse_options("train", __doc__, words)))
-    with run_folder.locked(out) as lock:
-        options, checkpoint = parse([*words, "--out", str(out)])
+    options = vars(parse_options("train", __doc__, words))
+    with processes.group(options["device"], AFTER_A_LOSS), ExitStack() as held:
+        out = None
+        lock = None
+        with processes.first_of_machine_first():
+            if processes.is_first():
+                out = run_folder.choose(options)
+                lock = held.enter_context(run_folder.locked(out))
+        out = processes.from_first(out)
+        with processes.first_of_machine_first():
+            options, checkpoint = parse([*words, "--out", str(out)])
         return train(options, checkpoint, lock)
 
 
 def train(options, checkpoint, lock):
-    """Train in the folder of --out, whose lock is held; checkpoint: of a run that goes on."""
+    """Train in the folder of --out, whose lock is held; checkpoint: of a run that goes on.
+
+    lock: None in all processes but the first of a run.
+    """
     out = Path(options["out"])
-    if checkpoint is None and not options["overwrite"]:
-        run_folder.require_free(out)
-    print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
-    device = prepare_machine(options, checkpoint)
-    remove_leftovers(out)
-    # What is looked at in moments comes first: a model may be a download.
-    if checkpoint is None:
-        check_start(options)
-    label_map = pick_label_map(options, checkpoint)
-    data_sets = find_data(options)
-    model, model_config, start_sha256 = prepare_model(options, checkpoint, label_map)
-    data = read_data(data_sets, options, model_config, label_map)
+    is_first = processes.is_first()
+    with processes.first_of_machine_first():
+        if is_first and checkpoint is None and not options["overwrite"]:
+            run_folder.require_free(out)
+        print(" ".join(f"{name}={value}" for name, value in sorted(options.items())))
+        device = prepare_machine(options, checkpoint)
+        if is_first:
+            remove_leftovers(out)
+        # What is looked at in moments comes first: a model may be a download.
+        if checkpoint is None:
+            check_start(options)
+        label_map = pick_label_map(options, checkpoint)
+        data_sets = find_data(options)
+        model, model_config, start_sha256 = prepare_model(options, checkpoint, label_map)
+        data = read_data(data_sets, options, model_config, label_map)
+        distributed.check(options, model_config, len(data.train_set))
+        freeze(model, options["train"])
+        if options["recompute"]:
+            recompute_blocks(model)
     model.to(device, memory_format=torch.channels_last)
-    freeze(model, options["train"])
-    if options["recompute"]:
-        recompute_blocks(model)
-    print_what_trains(model, device, options["precision"])
+    print_what_trains(model, device, options)
     if options["train"] == "graph":
         data = with_features(data, model, model_config, device, options)
 
@@ -299,7 +348,9 @@ def train(options, checkpoint, lock):
         progress, lines = resume.begin(out)
     else:
         progress, lines = resume.go_on(learner, checkpoint, data.digest, out)
-    write_drawn_splits(data.data_sets, out)
+    distributed.draw_otherwise(options, progress)
+    if is_first:
+        write_drawn_splits(data.data_sets, out)
     content = {
         "model": model,
         "model_config": model_config,
@@ -312,6 +363,9 @@ def train(options, checkpoint, lock):
     }
     begin = time.perf_counter()
     training_loop(learner, data, options, content, progress, lines, lock)
+    processes.leave()  # what is left is done by one
+    if not is_first:
+        return progress["best_score"]
     lock.require_held()
     add_evidence(out, data, options)
     print(

@@ -296,7 +296,7 @@ def graph_epoch(device, small):
                     found.append(train_step(learner, train_set, batch, options, "the benchmark"))
             return found
 
-        set_training_mode(model, options["train"])
+        set_training_mode(model, options)
         start = copy.deepcopy(model)
         learner = make_learner(model, options, steps=1000)
         expected = epoch(with_towers, make_learner(start, options, steps=1000))

@@ -213,7 +213,7 @@ def training_step(device, small):
         ours, _, theirs = both_models(device, small)
         options = fine_tuning_options(name)
         learner = make_learner(ours, options, steps=1000)
-        set_training_mode(ours, "all")
+        set_training_mode(ours, options)
 
         def our_step(learner=learner, options=options):
             return train_step(learner, train_set, batch_of, options, "the bench")
@@ -297,7 +297,7 @@ def graph_branch(device, small):
         config = random_model("ViT-B-32", device)[1]["definition"]
         network = model.build(config, labels, options).to(device)
         learner = make_learner(network, options, steps=1000)
-        set_training_mode(network, "all")
+        set_training_mode(network, options)
         steps[graph] = lambda parts=(learner, train_set, batch, options): train_step(
             *parts, "the bench"
         )

@@ -124,7 +124,7 @@ def recompute(device, small):
         if again:
             recompute_blocks(network)
         learner = make_learner(network, options, steps=1000)
-        set_training_mode(network, "all")
+        set_training_mode(network, options)
         steps.append(partial(train_step, learner, train_set, batch, options, "the bench"))
     with_it, without = steps
     require_equal(abs(with_it() - without()) <= 1e-5, "the losses")

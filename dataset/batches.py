@@ -218,13 +218,17 @@ class ImageSet(Images):
             class_ids, boxes, size = move_boxes(class_ids, boxes, size, affine)
         return {**only_graph(self.graphs([(class_ids, boxes)], [size])), **self._image_of(i)}
 
-    def batches(self, batch_size, workers=0, pin_memory=False):
-        """The images in order, in batches of stacked items."""
+    def batches(self, batch_size, workers=0, pin_memory=False, rank=0, world=1):
+        """The images in order, in batches of stacked items.
+
+        Of `world` processes that share them, process `rank` gets the batches rank, rank + world ...
+        """
         numbers = np.arange(len(self))
+        all_batches = [numbers[first : first + batch_size] for first in numbers[::batch_size]]
         return Loader(
             self,
             batch_size=None,  # an item of the sampler is a batch already
-            sampler=[numbers[first : first + batch_size] for first in numbers[::batch_size]],
+            sampler=all_batches[rank::world],
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=leave_group,
@@ -346,21 +350,24 @@ class TrainingSet(Dataset):
         ends = zip(self.first[:-1], self.first[1:], strict=True)
         return [self.captions[first:after] for first, after in ends]
 
-    def batches(self, epoch, batch_size, workers=0, pin_memory=False, start=0):
+    def batches(self, epoch, batch_size, workers=0, pin_memory=False, start=0, rank=0, world=1):
         """The epoch's batches from number `start` on, images shuffled by (seed, epoch).
 
-        A last, smaller batch is dropped.
+        A last, smaller batch is dropped. Of `world` processes that share each batch, process `rank`
+        gets its part: of as many rows as the others', one part after another.
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(self.used)
-        sampler = [(epoch, int(i)) for i in order[start * batch_size :]]
+        if len(order) >= batch_size:
+            order = order[: len(order) // batch_size * batch_size]
+        order = order[start * batch_size :]
+        own = np.arange(len(order)) % batch_size // (batch_size // world) == rank
         return Loader(
             self,
-            batch_size,
-            sampler=sampler,
+            batch_size // world,
+            sampler=[(epoch, int(i)) for i in order[own]],
             num_workers=workers,
             pin_memory=pin_memory,
             collate_fn=collate,
-            drop_last=len(self) >= batch_size,
             worker_init_fn=leave_group,
         )
 

@@ -11,7 +11,8 @@ from conftest import ROOT
 from options import CHANGED_NOTHING, FIXED, OPTIONS, for_training, given_options, parse_options
 
 READMES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("[!.]*/README.md")])
-FLAGS = {row.flag for row in OPTIONS} | {"--help", "--inplace", "--only"}
+TORCHRUN = {"--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
+FLAGS = {row.flag for row in OPTIONS} | {"--help", "--inplace", "--only"} | TORCHRUN
 GONE = {f"--{name.replace('_', '-')}" for name in (*CHANGED_NOTHING, *FIXED)}
 GONE |= {"--clean", "--template", "--graph-control", "--image-encoder-ratio", "--patience"}
 MOST_LINES = 250
@@ -39,7 +40,7 @@ def test_the_readme_is_read_in_one_sitting():
 @pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_options_in_a_readme_exist(path):
     text = path.read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*[a-z]", text))
     allowed = FLAGS | (GONE if path.name == "CHANGELOG.md" else set())  # what is called otherwise
     assert named <= allowed
 
@@ -58,7 +59,8 @@ COMMANDS = {
 def commands_in(path):
     """(script, words) of the command lines in a README, without what its shell adds."""
     text = path.read_text(encoding="utf-8").replace("\\\n", "")
-    for line in re.findall(r"^(?:OMP_NUM_THREADS=1 )?python (.+)$", text, flags=re.MULTILINE):
+    start = r"(?:OMP_NUM_THREADS=1 )?(?:python|torchrun(?: +--\S+)+)"
+    for line in re.findall(rf"^{start} +(.+)$", text, flags=re.MULTILINE):
         script, *words = shlex.split(line, comments=True)
         if script in COMMANDS and words != ["--help"]:
             yield COMMANDS[script], words

@@ -12,6 +12,7 @@ from open_clip.loss import ClipLoss
 from loss import (
     EPSILON,
     MAX_SCALE,
+    Direction,
     batch_loss,
     clamp_logit_scale,
     hinge_loss,
@@ -48,6 +49,12 @@ def eye(size=SIZE, device="cpu"):
     return torch.eye(size, dtype=torch.bool, device=device)
 
 
+def both(scores, mask):
+    """The directions of a whole batch, of a matrix of scores, images by texts."""
+    own = torch.arange(len(scores), device=scores.device)
+    return Direction(scores, mask, own), Direction(scores.T, mask.T, own)
+
+
 def naive_hinge(scores, mask, margin, max_violation):
     """Sum, or maximum, over each image's texts and over each text's images."""
     size, total = len(scores), 0.0
@@ -80,7 +87,7 @@ def naive_info_nce(scores, mask, scale):
 def test_hinge_equals_the_published_value(device, name, max_violation):
     published = np.load(PUBLISHED)
     scores = torch.from_numpy(published["scores"]).to(device)
-    found = hinge_loss(scores, eye(len(scores), device), max_violation=max_violation)
+    found = hinge_loss(both(scores, eye(len(scores), device)), max_violation=max_violation)
     assert found.item() == pytest.approx(float(published[name]), rel=1e-6)
 
 
@@ -89,7 +96,7 @@ def test_info_nce_equals_open_clip(device, scale):
     image, text = unit_features(device=device)
     expected = ClipLoss()(image, text, torch.tensor(scale, device=device))
     log_scale = torch.tensor(math.log(scale), device=device)
-    found = info_nce(image @ text.T, eye(device=device), log_scale)
+    found = info_nce(both(image @ text.T, eye(device=device)), log_scale)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -124,8 +131,8 @@ def test_batch_loss_is_computed_in_fp32_of_half_precision_features(device):
 def test_the_diagonal_is_positive_even_where_the_mask_omits_it():
     scores, mask, scale = random_scores(), random_mask(), torch.tensor(1.0)
     bare = mask & ~eye()
-    assert torch.equal(info_nce(scores, bare, scale), info_nce(scores, mask, scale))
-    assert torch.equal(hinge_loss(scores, bare), hinge_loss(scores, mask))
+    assert torch.equal(info_nce(both(scores, bare), scale), info_nce(both(scores, mask), scale))
+    assert torch.equal(hinge_loss(both(scores, bare)), hinge_loss(both(scores, mask)))
 
 
 def test_positives_leave_the_denominator_by_row_for_images_and_by_column_for_texts():
@@ -136,14 +143,15 @@ def test_positives_leave_the_denominator_by_row_for_images_and_by_column_for_tex
     rows = [4 / (4 + 1), 3 / (1 + 3 + 5), 6 / (2 + 2 + 6)]
     columns = [4 / (4 + 1 + 2), 3 / (3 + 2), 6 / (1 + 5 + 6)]
     expected = -sum(math.log(share) for share in rows + columns) / 6
-    found = info_nce(scores, mask, torch.tensor(0.0))
+    found = info_nce(both(scores, mask), torch.tensor(0.0))
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_batch_of_positives_only_has_no_loss():
     scores, mask = random_scores(), torch.ones(SIZE, SIZE, dtype=torch.bool)
-    assert info_nce(scores, mask, torch.tensor(2.0)).item() == 0
-    assert hinge_loss(scores, mask).item() == hinge_loss(scores, mask, 0.2, True).item() == 0
+    assert info_nce(both(scores, mask), torch.tensor(2.0)).item() == 0
+    assert hinge_loss(both(scores, mask)).item() == 0
+    assert hinge_loss(both(scores, mask), max_violation=True).item() == 0
 
 
 # ------------------------------------------------------------------ the mask
@@ -176,21 +184,21 @@ def test_logit_scale_is_bounded():
     scores = random_scores()
     bound = naive_info_nce(scores.double().tolist(), eye().tolist(), 100.0)
     for factor in (1, 10):
-        found = info_nce(scores, eye(), torch.tensor(math.log(factor * MAX_SCALE)))
+        found = info_nce(both(scores, eye()), torch.tensor(math.log(factor * MAX_SCALE)))
         assert found.item() == pytest.approx(bound, rel=1e-5)
 
 
 def test_logit_scale_learns_below_the_bound_and_is_pulled_back_there():
     # The pairs fit: a sharper distribution is better.
     scale = torch.tensor(math.log(5.0), requires_grad=True)
-    info_nce(torch.eye(3), eye(3), scale).backward()
+    info_nce(both(torch.eye(3), eye(3)), scale).backward()
     step = 1e-3
     with torch.no_grad():
-        above, below = (info_nce(torch.eye(3), eye(3), scale + s) for s in (step, -step))
+        above, below = (info_nce(both(torch.eye(3), eye(3)), scale + s) for s in (step, -step))
     assert scale.grad.item() == pytest.approx((above - below).item() / (2 * step), rel=1e-2)
     assert scale.grad.item() < 0
     beyond = torch.tensor(9.0, requires_grad=True)
     clamp_logit_scale(beyond)
     assert math.log(MAX_SCALE) - 1e-3 < beyond.item() < math.log(MAX_SCALE)
-    info_nce(0.01 * torch.eye(3), eye(3), beyond).backward()
+    info_nce(both(0.01 * torch.eye(3), eye(3)), beyond).backward()
     assert beyond.grad != 0

@@ -16,7 +16,7 @@ import model
 from backbones.towers import CLIP
 from conftest import changed
 from det_formats.det_json import read_label_map
-from loss import info_nce
+from loss import directions, info_nce
 from model import GCNConv, is_checkpoint, load_checkpoint, save_checkpoint
 from V_Graph import MAX_OBJECTS, arrays_from_boxes
 
@@ -225,7 +225,7 @@ def backward(network, counts, device="cpu"):
     graph = graphs(counts, device)
     fused, texts = pair(network, pixels(len(counts), device), graph, text)
     positives = torch.eye(len(counts), dtype=torch.bool, device=device)
-    info_nce(fused @ texts.T, positives, network.logit_scale).backward()
+    info_nce(directions(fused, texts, positives), network.logit_scale).backward()
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 
 

@@ -429,7 +429,7 @@ def resumed(folder, *arguments):
 def test_only_options_that_alter_nothing_may_be_others():
     saved = for_training(default_options("train"), given={})
     closed = [name for name in saved if name not in FREE]
-    assert len(closed) == 23
+    assert len(closed) == 24
     with pytest.raises(ValueError) as failure:
         for_resuming(saved, dict.fromkeys(saved, "other"))
     head, *found = str(failure.value).splitlines()

@@ -22,7 +22,7 @@ from dataset import scenes
 from dataset.annotations import prepared, read_annotations
 from dataset.batches import TrainingSet
 from det_formats.det_json import read_label_map
-from loss import info_nce, positive_mask
+from loss import directions, info_nce, positive_mask
 from model import VERSION, load_checkpoint
 from options import AUGMENTATIONS
 
@@ -92,7 +92,7 @@ def test_an_epoch_equals_a_plain_loop(run, started):
         texts = F.normalize(network.encode_text(batch["text"]), dim=-1)
         mask = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])
         network.zero_grad()
-        info_nce(fused @ texts.T, mask, network.logit_scale).backward()
+        info_nce(directions(fused, texts, mask), network.logit_scale).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     for name, tensor in network.state_dict().items():

@@ -14,6 +14,7 @@ import PIL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+import processes
 from clip_gcn_image_feature_integration import (
     FEATURES,
     digest_of_weights,
@@ -89,6 +90,14 @@ def read_data(data_sets, options, model_config, label_map):
     )
 
 
+def encoded_at_once(options):
+    """How many images are encoded at once where nothing is learnt from them."""
+    if options["chunk"] is None:
+        return options["batch_size"]
+    # A batch may not fit; without gradients an image takes a small share of a pair's memory.
+    return min(options["batch_size"], max(options["chunk"], 64))
+
+
 # ------------------------------------------------------------------ frozen towers
 
 
@@ -122,7 +131,7 @@ def image_features(folder, tower, model, images, device, options):
     versions = [FEATURES, PREPROCESSING, PIL.__version__]
     key = _digest_of([tower, versions, images.image_size, images.hashes])
     path = folder / f"{len(images)}-image-features-{key}.safetensors"
-    portions = {"batch_size": options["batch_size"], "workers": options["workers"]}
+    portions = {"batch_size": encoded_at_once(options), "workers": options["workers"]}
     return cached(path, lambda: encode_images(model, images, device, **portions)["clip"])
 
 
@@ -154,18 +163,28 @@ def _digest_of(parts):
 def cached(path, compute):
     """The features in a file, or computed and put there.
 
-    A file that cannot be read is made anew, and a line says so. Raises ValueError where the file
-    cannot be written.
+    A file that cannot be read is made anew, and a line says so. Processes that share a run compute
+    together if one of them has no file. Raises ValueError where the file cannot be written.
     """
-    if path.is_file():
-        try:
-            return load_file(path)["features"]
-        except (SafetensorError, OSError, KeyError) as error:
-            print(f"{path}: not readable ({error}); it is rebuilt")
+    features = _read_features(path)
+    if not processes.largest(features is None):
+        return features
     features = compute().contiguous()
-    try:
-        with written_whole(path) as temporary:
-            temporary.write_bytes(save({"features": features}))
-    except OSError as error:
-        raise ValueError(f"{error} FGCROSS_CACHE may name another folder") from None
+    if processes.local_rank() == 0:
+        try:
+            with written_whole(path) as temporary:
+                temporary.write_bytes(save({"features": features}))
+        except OSError as error:
+            raise ValueError(f"{error} FGCROSS_CACHE may name another folder") from None
     return features
+
+
+def _read_features(path):
+    """The features in a file; None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)["features"]
+    except (SafetensorError, OSError, KeyError) as error:
+        print(f"{path}: not readable ({error}); it is rebuilt")
+        return None

@@ -1,8 +1,8 @@
 """What a stopped training run needs to go on exactly where it was.
 
 `last.pth` is a checkpoint (see model.py) with a `state` beside the weights: optimizer, schedule,
-scaler, random generators, threads, and how far the run had come. All else that is random is drawn
-by (seed, epoch, image), so epoch and step are the sampler's position.
+scaler, random generators, threads, processes, and how far the run had come. All else that is random
+is drawn by (seed, epoch, image), so epoch and step are the sampler's position.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import processes
 from backbones.checkpoint_content import require
 from backbones.loading import read_weights
 from model import FIELDS, checked, is_this_version, save_checkpoint
@@ -52,8 +53,9 @@ def begin(out):
 
     The state and the log of an earlier one go; its model stays until this run has one.
     """
-    (out / "last.pth").unlink(missing_ok=True)
-    (out / "log.jsonl").write_text("", encoding="utf-8")
+    if processes.is_first():
+        (out / "last.pth").unlink(missing_ok=True)
+        (out / "log.jsonl").write_text("", encoding="utf-8")
     return dict(NEW_RUN), []
 
 
@@ -114,6 +116,7 @@ def save_state(path, learner, checkpoint, progress):
         "random": random_states(device),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "processes": processes.world(),
         "progress": dict(progress),
     }
     save_checkpoint(path, **checkpoint, epoch=progress["log_lines"], state=state)
@@ -141,7 +144,8 @@ def read_state(path):
 def restore(learner, state):
     """Put optimizer, schedule, scaler and generators back as they were saved.
 
-    On another device the run goes on too, and a line says that it is no longer bit-exact.
+    On another device or with another number of processes the run goes on too, and a line says that
+    it is no longer bit-exact.
     """
     device = learner.model.logit_scale.device
     learner.optimizer.load_state_dict(state["optimizer"])
@@ -151,12 +155,23 @@ def restore(learner, state):
     set_random_states(state["random"], device)
     if device.type != state["device"]:
         print(f"resumed on {device.type}, begun on {state['device']}: no longer bit-exact")
+    before = _processes_of(state)
+    if processes.world() != before:
+        print(f"resumed by {processes.world()} processes, saved by {before}: no longer bit-exact")
 
 
 def use_threads(state, device):
-    """Compute with as many threads as before, on which a CPU's last bits depend."""
-    if device.type == state["device"] == "cpu":
+    """Compute with as many threads as before, on which a CPU's last bits depend.
+
+    Another number of processes has other last bits anyway, and may need other threads.
+    """
+    if device.type == state["device"] == "cpu" and processes.world() == _processes_of(state):
         torch.set_num_threads(state["threads"])
+
+
+def _processes_of(state):
+    """How many processes the run had; one where the state is older than the field."""
+    return state.get("processes", 1)
 
 
 # ------------------------------------------------------------------ data, log, signals
@@ -183,7 +198,8 @@ def cut_log(path, lines):
     kept = text.splitlines(keepends=True)[:lines]
     if len(kept) < lines:
         raise ValueError(f"--resume: {path} has {len(kept)} lines, but {lines} epochs are done")
-    write_text(path, "".join(kept))
+    if processes.is_first():
+        write_text(path, "".join(kept))
     return [json.loads(line) for line in kept]
 
 

@@ -30,6 +30,8 @@ def check_state(state, new_run):
     is_number = is_whole(threads) and 1 <= threads <= MOST_THREADS
     require(is_number, "state: threads", f"a whole number of 1 to {MOST_THREADS}", threads)
     require(isinstance(device, str) and device.isalpha(), "state: device", "a word", device)
+    number = state.get("processes", 1)  # runs that began before it was saved have none
+    require(is_whole(number) and number >= 1, "state: processes", "a whole number of 1 up", number)
     _check_progress(state["progress"], new_run)
     _check_optimizer(state["optimizer"])
     _check_schedule(state["schedule"])

@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 import clip
+import processes
 from backbones import preprocess
 from backbones.lora import adapter_parameters
 from backbones.model_configs import check_image_size, read_model_config
@@ -22,6 +24,7 @@ from backbones.towers import Transformer
 from dataset.augment import augmented
 from loss import batch_loss, clamp_logit_scale, positive_mask
 from model import add_adapters, build
+from training import distributed, gradient_cache
 
 WARMUP = 0.1  # fraction of all steps before the decay
 MAX_GRAD_NORM = 1.0  # norm at which gradients are clipped
@@ -143,10 +146,18 @@ def recompute_blocks(model):
         module.recompute = True
 
 
-def set_training_mode(model, train):
-    """Training mode, except that a frozen image tower keeps its batch statistics."""
+def has_statistics(model):
+    """Whether there is batch normalisation in a model."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def set_training_mode(model, options):
+    """Training mode, except that batch normalisation may keep its statistics.
+
+    It does in a frozen tower, and where no part of a batch has those of the whole.
+    """
     model.train()
-    if "visual" not in TRAINED[train]:
+    if "visual" not in TRAINED[options["train"]] or distributed.is_in_parts(options):
         for module in model.visual.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
@@ -193,6 +204,7 @@ class Learner(NamedTuple):
     """What a training step needs and changes."""
 
     model: torch.nn.Module
+    wrapped: torch.nn.Module  # what a step calls: the model, or what is around it
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler  # does nothing but in fp16
@@ -205,6 +217,7 @@ def make_learner(model, options, steps):
     optimizer = make_optimizer(model, options)
     return Learner(
         model=model,
+        wrapped=distributed.wrapped(model, options),
         optimizer=optimizer,
         schedule=make_schedule(optimizer, steps),
         scaler=torch.amp.GradScaler(device.type, enabled=options["precision"] == "fp16"),
@@ -231,22 +244,40 @@ def training_pixels(batch, image_size):
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def embeddings(model, batch, pixels):
+def embeddings(learner, batch, image_size):
     """Unit embeddings of a batch's images and texts, each (B, E).
 
-    The model itself is called, not its methods, so that what is wrapped around it sees each step.
-    pixels: None where the batch has the features of frozen towers.
+    What is wrapped around the model is called, not its methods, so that it sees each step.
     """
-    encoded = pixels is None
-    return model(
-        batch["image_features"] if encoded else pixels,
-        batch["text_features"] if encoded else batch["text"],
-        batch["nodes"],
-        batch["adjacency"],
-        batch["mask"],
-        encoded=encoded,
-        features_only=True,
+    model = learner.model
+    device = model.logit_scale.device
+    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    encoded = "image" not in batch  # the features of frozen towers stand in its place
+    images = batch["image_features"] if encoded else training_pixels(batch, image_size)
+    half = torch.autocast(
+        device.type, learner.precision, enabled=learner.precision != torch.float32
     )
+    with half, parametrize.cached():  # an adapted weight is read several times
+        return learner.wrapped(
+            images,
+            batch["text_features"] if encoded else batch["text"],
+            batch["nodes"],
+            batch["adjacency"],
+            batch["mask"],
+            encoded=encoded,
+            features_only=True,
+        )
+
+
+def own_loss(image_features, text_features, logit_scale, batch, options):
+    """The loss of this process's pairs, features (b, E), among those of all processes.
+
+    Its mean over the processes is that of the whole batch, (B, E).
+    """
+    rows = distributed.own_rows(len(image_features))
+    features = distributed.gathered_features(image_features, text_features)  # (B, E) each
+    ids = distributed.gathered_ids(batch, logit_scale.device)
+    return batch_loss(*features, logit_scale, positive_mask(*ids), options, rows)
 
 
 def _not_finite(what, place, optimizer, train_set, batch):
@@ -262,26 +293,28 @@ def _not_finite(what, place, optimizer, train_set, batch):
 def train_step(learner, train_set, batch, options, place):
     """One batch forward and back; returns its loss as a number.
 
+    Of several processes each has its part of the batch; the number and the new weights are the
+    same in all. With the option chunk the batch is encoded in chunks, see gradient_cache.py.
     Raises FloatingPointError with place, learning rates and image names where the loss or the
     norm of the gradient is not finite; the weights are as they were then. In fp16 the scaler leaves
     out a step whose gradient overflows, which is part of its search for a scale.
     """
-    model, optimizer, schedule, scaler, precision = learner
-    device = model.logit_scale.device
-    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    positives = positive_mask(batch["index"], batch["text_id"], batch["caption_ids"])  # (B, B)
-    pixels = None
-    if "image" in batch:
-        pixels = training_pixels(batch, train_set.image_size)
-    half = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-    with half, parametrize.cached():  # an adapted weight is read several times
-        image_features, text_features = embeddings(model, batch, pixels)
-    loss = batch_loss(image_features, text_features, model.logit_scale, positives, options)
-    value = loss.item()
+    model, wrapped, optimizer, schedule, scaler, _ = learner
+    encode = partial(embeddings, learner, image_size=train_set.image_size)
+    cache = None
+    if options["chunk"] is None:
+        leaves = (*encode(batch), model.logit_scale)
+    else:
+        cache = gradient_cache.fill(encode, batch, options["chunk"], model.logit_scale)
+        leaves = (cache.image_features, cache.text_features, cache.logit_scale)
+    loss = own_loss(*leaves, batch, options)
+    value = processes.mean(loss.item())
     if not math.isfinite(value):
         raise _not_finite(f"loss {value}", place, optimizer, train_set, batch)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
+    if cache is not None:
+        gradient_cache.backward(cache, encode, wrapped, model.logit_scale)
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item()
     if not math.isfinite(norm) and not scaler.is_enabled():
