@@ -140,12 +140,15 @@ def batch_from_boxes(detections, sizes, max_objects, label_count):
     nodes[owners, places, class_ids] = 1
     nodes[owners, places, label_count:] = _geometry(boxes, (widths[owners], heights[owners]))
 
-    centres = np.zeros((*mask.shape, 2))  # (B, N, 2)
+    most = int(min(max_objects, counts.max(initial=0)))  # pairs of padding would take time
+    held = mask[:, :most]
+    centres = np.zeros((*held.shape, 2))  # (B, most, 2)
     centres[owners, places] = boxes[:, :2]
     scales = np.array([-EDGE_DECAY * math.hypot(*size) for size in sizes])  # (B)
-    weights = np.exp(_distances(centres) / scales[:, None, None])  # (B, N, N)
-    pairs = mask[:, :, None] & mask[:, None, :] & ~np.eye(max_objects, dtype=bool)  # (B, N, N)
-    adjacency = np.where(pairs, weights, 0).astype(np.float32)
+    weights = np.exp(_distances(centres) / scales[:, None, None])  # (B, most, most)
+    pairs = held[:, :, None] & held[:, None, :] & ~np.eye(most, dtype=bool)
+    adjacency = np.zeros((*mask.shape, max_objects), dtype=np.float32)  # (B, N, N)
+    adjacency[:, :most, :most] = np.where(pairs, weights, 0)
     return GraphArrays(nodes, adjacency, mask, dropped=np.maximum(counts - max_objects, 0))
 
 

@@ -4,10 +4,10 @@
     python bench.py --row search-exact index          # some of them
     python bench.py --json bench.json --device cuda
 
-The sides of a row run in one process, one after another, again and again: what else the machine
-does meets all of them. Before that each row asserts that its sides compute the same. A ratio says
-how many times faster ours is; its median, least and largest value over the repetitions are given,
-and the medians of the seconds.
+The sides of a row run one after another, again and again: what else the machine does meets all of
+them. Before that each row asserts that its sides compute the same. A ratio says how many times
+faster ours is; its median, least and largest value over the repetitions are given, and the medians
+of the seconds.
 """
 
 from options import answer_early

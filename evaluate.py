@@ -349,7 +349,7 @@ def _measured(options, given, arguments):
         split = encode_split(
             model, job.images, records, device, options.batch_size, options.workers
         )
-        if not (processes.is_first() or options.fine):  # which encodes further texts
+        if not (processes.is_first() or options.fine):  # all of them encode --fine's texts
             continue
         found = retrieve(split, job.images, evidence, options.caption_equivalence)
         result = _result(job, saved, options, given, found, evidence)

@@ -508,9 +508,9 @@ OPTIONS = (
            help="each row at a tiny size: are its sides still equal? the times mean nothing"),
     option("--json", "bench", "output", type=output_path, metavar="FILE",
            help="write all figures and the machine to this file"),
-    option("images", "recall", "input", type=int, least=10,
+    option("images", "recall", "input", type=int, least=10, metavar="IMAGES",
            help="how many; ten at least, for R@10"),
-    option("texts", "recall", "input", type=int, least=10,
+    option("texts", "recall", "input", type=int, least=10, metavar="TEXTS",
            help="how many captions; one for each image at least"),
     option("--debug",
            "train evaluate infer clip_gcn evidence ablate audit V_Graph T_Graph scenes export "

@@ -63,6 +63,7 @@ def graphs(device, small):
     """Object graphs in batches against loops over objects and pairs.
 
     First of detections in memory; then of a set whose graphs are kept, against reading the files.
+    The set has read and made them before, once for all epochs, which does not count.
     """
     number = 2 * BATCH if small else 16 * BATCH
     repetitions = 1 if small else 5
@@ -202,7 +203,7 @@ def plain_graph(class_ids, boxes, size, label_count):
 def batches(device, small):
     """JPEG files to uint8 batches (B, 3, 224, 224) against bare Pillow in two processes.
 
-    First by a stream with two loader processes, as infer.py and evaluation on new images read them;
+    First by a stream with two loader processes, as infer.py reads more than a few images;
     then from the cache on the disk, by one process. Starting processes counts on all sides.
     """
     number = 2 * BATCH if small else 16 * BATCH

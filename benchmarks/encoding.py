@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import model
 from backbones import preprocess
+from backbones.model_configs import read_model_config
 from benchmarks.frame import compared, operations_of, require_equal, with_share_of_limit
 from benchmarks.indexing import random_model, write_photos
 from clip_gcn_image_feature_integration import encode_split, encode_texts, full_precision
@@ -32,6 +33,13 @@ LENGTHS = {  # tokens of RSITMD's 2,260 test captions, start and end included: h
 }  # fmt: skip
 REPEATED = 153  # of these captions, which others equal
 
+SMALL = {
+    "name": "small-vit",
+    "embed_dim": 64,
+    "image_size": 64,
+    "vision": {"patch_size": 16, "width": 64, "layers": 2, "heads": 1},
+    "text": {"context_length": 77, "vocab_size": 49408, "width": 64, "layers": 2, "heads": 1},
+}
 WORDS = "a the two many some green small large white road river ships planes trees near of".split()
 
 
@@ -55,20 +63,37 @@ def sentences(number, seed=0):
     return drawn
 
 
+def measured_config(small):
+    """The model config that the rows measure: ViT-B/32, or one that fits into a test."""
+    return SMALL if small else read_model_config("ViT-B-32")
+
+
 def both_models(device, small):
     """(our model and its checkpoint, open_clip's model) with equal random weights, quickgelu."""
-    ours, checkpoint = random_model("ViT-B-32", device)
-    theirs = open_clip.create_model("ViT-B-32-quickgelu").to(device).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=False)
-    return ours, checkpoint, theirs
+    model_config = measured_config(small)
+    ours, checkpoint = random_model(model_config, device)
+    vision, text = model_config["vision"], model_config["text"]
+    theirs = open_clip.model.CLIP(
+        embed_dim=model_config["embed_dim"],
+        vision_cfg={
+            "image_size": model_config["image_size"],
+            "patch_size": vision["patch_size"],
+            "width": vision["width"],
+            "layers": vision["layers"],
+            "head_width": vision["width"] // vision["heads"],
+        },
+        text_cfg=text,
+        quick_gelu=True,
+    )
+    theirs.load_state_dict(ours.state_dict())
+    return ours, checkpoint, theirs.to(device).eval()
 
 
 def padded_features(theirs, texts, device, batch_size=256):
     """Unit features (T, D) by open_clip: each text, at 77 tokens."""
-    tokenize = open_clip.get_tokenizer("ViT-B-32-quickgelu")
     parts = []
     for start in range(0, len(texts), batch_size):
-        tokens = tokenize(texts[start : start + batch_size]).to(device)
+        tokens = open_clip.tokenize(texts[start : start + batch_size]).to(device)
         parts.append(theirs.encode_text(tokens, normalize=True).cpu())
     return torch.cat(parts)
 
@@ -84,9 +109,10 @@ def close(one, other, tolerance=1e-5):
 def image_features(device, small):
     """Features of images in memory, ViT-B/32, in fp32 and bf16."""
     number, repetitions = (2, 1) if small else (64, 5)
-    ours, _, theirs = both_models(device, small)
-    pixels = torch.rand(number, 3, 224, 224, generator=torch.manual_seed(0)).to(device)
-    pixels = preprocess.normalize(pixels)
+    ours, checkpoint, theirs = both_models(device, small)
+    side = checkpoint["definition"]["image_size"]
+    pixels = torch.rand(number, 3, side, side, generator=torch.manual_seed(0))
+    pixels = preprocess.normalize(pixels.to(device))
     results = []
     for name in ("fp32", "bf16"):
         precision = PRECISIONS[name]
@@ -202,9 +228,9 @@ def _image_set(folder, number, checkpoint):
 def training_step(device, small):
     """A whole training step, ViT-B/32, captions as long as RSITMD's, in fp32 and bf16."""
     pairs, repetitions = (4, 1) if small else (32, 5)
-    batch_of, train_set = training_batch(pairs, device)
+    batch_of, train_set = training_batch(pairs, device, small)
     pixels = preprocess.normalize(batch_of["image"].to(device))
-    padded = open_clip.get_tokenizer("ViT-B-32-quickgelu")(train_set.captions).to(device)
+    padded = open_clip.tokenize(train_set.captions).to(device)
     padded = padded[batch_of["index"].to(device)]
     results = []
     steps = {}
@@ -238,14 +264,14 @@ def fine_tuning_options(precision, **changes):
     return {**options, "lr": 1e-5, **plain, **changes}
 
 
-def training_batch(pairs, device, detections=None):
+def training_batch(pairs, device, small, detections=None):
     """(a batch, its TrainingSet) of distinct photos and captions."""
-    _, checkpoint = random_model("ViT-B-32", device)
+    _, checkpoint = random_model(measured_config(small), device)
     texts = list(dict.fromkeys(sentences(4 * pairs)))[:pairs]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         images = _image_set(Path(folder), pairs, checkpoint)
     if detections is not None:
-        images.boxes = detections
+        images = images.with_boxes(detections)
     records = [Record(path.name, (text,)) for path, text in zip(images.paths, texts, strict=True)]
     train_set = TrainingSet(
         images,
@@ -283,7 +309,7 @@ def graph_branch(device, small):
     """A training step with the graph branch, 20 objects an image, beside one without."""
     pairs, repetitions = (4, 1) if small else (32, 5)
     random = np.random.default_rng(0)
-    labels = random_model("ViT-B-32", device)[1]["labels"]
+    labels = random_model(measured_config(small), device)[1]["labels"]
     kinds = len(LabelMap(labels))
     detections = []
     for _ in range(pairs):
@@ -291,11 +317,11 @@ def graph_branch(device, small):
         detections.append((random.integers(kinds, size=20), boxes))
     steps = {}
     for graph in ("object", "none"):
-        batch, train_set = training_batch(pairs, device, detections)
+        batch, train_set = training_batch(pairs, device, small, detections)
+        require_equal(bool(batch["mask"].all()), "the objects")
         torch.manual_seed(0)
         options = fine_tuning_options("fp32", graph=graph)
-        config = random_model("ViT-B-32", device)[1]["definition"]
-        network = model.build(config, labels, options).to(device)
+        network = model.build(measured_config(small), labels, options).to(device)
         learner = make_learner(network, options, steps=1000)
         set_training_mode(network, options)
         steps[graph] = lambda parts=(learner, train_set, batch, options): train_step(

@@ -44,7 +44,7 @@ def index(device, small):
 
 def _index_model(name, number, images, folder, device, repetitions, batch_size=64):
     """The Result of one model over the first images of a folder."""
-    network, checkpoint = random_model(name, device)
+    network, checkpoint = random_model(read_model_config(name), device)
     precision = pick_precision(None, device)
     width = network.text_projection.shape[1]
     settings = index_settings(width, checkpoint["labels"], precision, images)
@@ -91,10 +91,9 @@ def _index_model(name, number, images, folder, device, repetitions, batch_size=6
     return result._replace(notes=notes)
 
 
-def random_model(name, device):
+def random_model(model_config, device):
     """(model, checkpoint) of a model config with random weights and without graph."""
     torch.manual_seed(0)
-    model_config = read_model_config(name)
     labels = list(read_label_map(LABELS).lines)
     checkpoint = {"definition": model_config, "labels": labels, "options": plain_options()}
     network = model.build(model_config, labels, checkpoint["options"]).to(device).eval()

@@ -12,7 +12,7 @@ import torch
 
 from backbones.model_configs import read_model_config
 from backbones.towers import CLIP, Transformer
-from benchmarks.encoding import fine_tuning_options, training_batch
+from benchmarks.encoding import fine_tuning_options, measured_config, training_batch
 from benchmarks.frame import compared, require_equal
 from benchmarks.indexing import random_model
 from training.step import make_learner, recompute_blocks, set_training_mode, train_step
@@ -116,11 +116,11 @@ def by_batch_size(name):
 def recompute(device, small):
     """A training step with --recompute beside one without: what it saves, what it costs."""
     pairs, repetitions = (4, 1) if small else (32, 3)
-    batch, train_set = training_batch(pairs, device)
+    batch, train_set = training_batch(pairs, device, small)
     options = fine_tuning_options("fp32")
     steps = []
     for again in (True, False):
-        network, _ = random_model("ViT-B-32", device)
+        network, _ = random_model(measured_config(small), device)
         if again:
             recompute_blocks(network)
         learner = make_learner(network, options, steps=1000)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from benchmarks.frame import compared, require_equal
 from metrics.protocol import from_features, measure, retrieval_metrics
-from metrics.ranks import DIRECTIONS, KS
+from metrics.ranks import DIRECTIONS, KS, direction_name
 from options import parse_options, run
 
 WIDTH = 512  # D, of an embedding
@@ -185,14 +185,7 @@ def recall(device, small):
         notes["MB at the peak above the features"] = above / 1e6
     name = f"{images:,} x {texts:,} x {width}; by query: {SHARE} x the time of a tenth of them"
     sides = {"recalls from features": lambda: retrieval_metrics(*features), "by query": by_query}
-    return [_scaled(compared(name, sides, repetitions, notes), "by query", SHARE)]
-
-
-def _scaled(result, side, factor):
-    """A Result whose one side takes `factor` times as long as was measured."""
-    seconds = {**result.seconds, side: factor * result.seconds[side]}
-    ratios = {**result.ratios, side: tuple(factor * ratio for ratio in result.ratios[side])}
-    return result._replace(seconds=seconds, ratios=ratios)
+    return [compared(name, sides, repetitions, notes, shares={"by query": 1 / SHARE})]
 
 
 def main(arguments=None):
@@ -203,7 +196,7 @@ def main(arguments=None):
     print(f"{options.images:,} images x {options.texts:,} texts x {WIDTH}: {seconds:.1f} s")
     for direction in DIRECTIONS:
         recalls = [f"R@{k} {found[direction][f'R@{k}']:.2f}" for k in KS]
-        print(f"{direction.replace('_', ' ')}: {', '.join(recalls)}")
+        print(f"{direction_name(direction)}: {', '.join(recalls)}")
     if above is not None:
         print(f"peak memory above the loaded features: {above / 1e6:.0f} MB")
     return found

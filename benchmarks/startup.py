@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import model
+from backbones.model_configs import read_model_config
 from benchmarks.frame import compared, require_equal
 from benchmarks.indexing import random_model
 
@@ -20,14 +21,13 @@ def startup(device, small):
     is "small" with random weights, and no run knows features of an earlier one.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        network, checkpoint = random_model("small", "cpu")
+        network, checkpoint = random_model(read_model_config("small"), "cpu")
         file = Path(folder, "model.pth")
         fields = [checkpoint[name] for name in ("definition", "labels", "options")]
         model.save_checkpoint(file, network, *fields)
-        caches = iter(range(1000))
 
         def run(*arguments):
-            environment = {**os.environ, "FGCROSS_CACHE": str(Path(folder, str(next(caches))))}
+            environment = {**os.environ, "FGCROSS_CACHE": tempfile.mkdtemp(dir=folder)}
             # Compiled modules stay on the disk, as they do for everybody else.
             environment.pop("PYTHONDONTWRITEBYTECODE", None)
             done = subprocess.run(
@@ -36,8 +36,9 @@ def startup(device, small):
                 env=environment,
                 capture_output=True,
                 text=True,
-                check=True,
             )
+            if done.returncode != 0:
+                raise RuntimeError(f"bench: {' '.join(arguments)}: {done.stderr.strip()}")
             return done.stdout
 
         printed = set()

@@ -9,6 +9,7 @@ Sizes in the shapes below: B images, N objects (padded), F node features, C capt
 import copy
 import os
 import signal
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -153,9 +154,9 @@ class ImageSet(Images):
         if exchange is not None:  # a cycle through all images, so that none keeps its own
             order = np.random.default_rng(exchange).permutation(len(paths))
             self.source[order] = np.roll(order, 1)
-        self.kept_graphs = self._all_graphs()
 
-    def _all_graphs(self):
+    @cached_property
+    def kept_graphs(self):
         """The graphs of all images, stacked; None where they are too many to be kept."""
         if self.problems or not len(self):
             return None
@@ -172,12 +173,16 @@ class ImageSet(Images):
                 found[name][portion] = values
         return found
 
+    def with_boxes(self, boxes):
+        """The same images with other objects: (class ids, boxes) of each."""
+        other = copy.copy(self)
+        other.boxes = boxes
+        vars(other).pop("kept_graphs", None)
+        return other
+
     def without_objects(self):
         """The same images, none of which has an object."""
-        bare = copy.copy(self)
-        bare.boxes = [(class_ids[:0], boxes[:0]) for class_ids, boxes in self.boxes]
-        bare.kept_graphs = bare._all_graphs()
-        return bare
+        return self.with_boxes([(class_ids[:0], boxes[:0]) for class_ids, boxes in self.boxes])
 
     def __getitem__(self, i):
         return {**self.graphs_of(i), **self._image_of(i)}
@@ -223,6 +228,7 @@ class ImageSet(Images):
 
         Of `world` processes that share them, process `rank` gets the batches rank, rank + world ...
         """
+        _ = self.kept_graphs  # made here, not by each loader process
         numbers = np.arange(len(self))
         all_batches = [numbers[first : first + batch_size] for first in numbers[::batch_size]]
         return Loader(

@@ -23,7 +23,8 @@ def from_features(image_features, text_features, image_of_text, captions=None, e
     image_of_text: (T,). evidence: a function that gives what is added to the scores, see
     `feature_scores`. With `captions`, the T strings, identical ones (stripped, case folded) count
     as the same caption. Scores of equal features are equal to the bit: ties are exact, and neither
-    batch size nor the order of images and texts matters. Raises ValueError on NaN and for an image
+    batch size nor the order of images and texts matters. Raises ValueError on NaN, of evidence
+    when it is asked for, and for an image
     without caption.
     """
     scores, distinct_of_text = feature_scores(image_features, text_features, evidence)

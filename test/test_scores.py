@@ -99,11 +99,13 @@ def test_equal_texts_are_one_and_a_zero_has_no_sign():
     assert whole_matrix(found).tolist() == [[1, 0], [0, 1]]
 
 
-@pytest.mark.parametrize("scale", [1e-42, 1e40])
-def test_features_beyond_the_range_of_float32_are_ranked_as_ever(scale):
+@pytest.mark.parametrize(
+    ("of_images", "of_texts"), [(1e-42, 1), (1e40, 1), (1e-42, 1e42), (1e40, 1e-40)]
+)
+def test_features_beyond_the_range_of_float32_are_ranked_as_ever(of_images, of_texts):
     images, texts = (features.astype(float) for features in drawn_features())
     expected = from_features(images, texts, OWNERS).ranks()
-    found = from_features(images * scale, texts, OWNERS).ranks()
+    found = from_features(images * of_images, texts * of_texts, OWNERS).ranks()
     for ours, theirs in zip(found, expected, strict=True):
         assert all(map(np.array_equal, ours, theirs))
 
