@@ -5,9 +5,9 @@
     python bench.py --json bench.json --device cuda
 
 The sides of a row run one after another, again and again: what else the machine does meets all of
-them. Before that each row asserts that its sides compute the same. A ratio says how many times
-faster ours is; its median, least and largest value over the repetitions are given, and the medians
-of the seconds.
+them. Where the sides are to compute the same, a row asserts that before. A ratio says how many
+times faster ours is; its median, least and largest value over the repetitions are given, and the
+medians of the seconds. Where a row asks what something costs, the ratio is below 1.
 """
 
 from options import answer_early
@@ -67,8 +67,8 @@ def main(arguments=None):
         for result in results:
             print("\n".join(lines_of(name, result)), flush=True)
         content["rows"][name] = [result._asdict() for result in results]
-    if options.json:
-        write_text(options.json, json.dumps(content, indent=1) + "\n")
+        if options.json:  # after each row: a later one may fail
+            write_text(options.json, json.dumps(content, indent=1) + "\n")
     return content
 
 

@@ -677,6 +677,8 @@ def answer_early(script, doc):
     starts with the same options, the first one answers.
     """
     if os.environ.get("RANK", "0") != "0":
+        if {"-h", "--help"} & set(sys.argv):
+            raise SystemExit(0)
         return
     try:
         if script == "train" and "--resume" not in sys.argv:

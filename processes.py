@@ -3,8 +3,8 @@
     torchrun --nproc_per_node=2 train.py ...
 
 A root file because training and encoding both share their work. W is the number of processes, and
-each has a rank, 0 to W - 1. The first one alone prints, writes and saves. What is small goes
-through the CPU (gloo); `training/distributed.py` gathers features on the devices (nccl on CUDA).
+each has a rank, 0 to W - 1. The first one alone prints, writes and saves. What lies on the CPU goes
+by gloo; `training/distributed.py` gathers features on the devices (nccl on CUDA).
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-# A process may wait so long for the others, which decode a data set meanwhile. One that has ended
-# is noticed at once, as its connection closes.
+# A process may wait so long for the others, which decode a data set meanwhile. By gloo one that has
+# ended is noticed at once, as its connection closes; by nccl torchrun has to end the others.
 WAIT = timedelta(hours=2)
 
 SPEAKS = 1  # seconds in which a process shows its error, before torchrun ends all for another's end
@@ -73,7 +73,8 @@ def group(device_name, remedy):
         if not _is_lost_connection(error):
             raise
         raise ConnectionError(
-            f"another process of this run has ended, so this one cannot go on; {remedy}"
+            f"another process of this run has ended, so this one cannot go on; {remedy} "
+            f"({str(error).splitlines()[0]})"
         ) from error
     finally:
         leave()

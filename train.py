@@ -208,13 +208,18 @@ def resume_command(out):
     start = "python"
     if processes.several():
         start = f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', 'N')}"
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(processes.world()) and processes.several():
+        start = "torchrun (as before, on all machines)"
     return f"{start} train.py --resume --out {shlex.quote(str(out))}"
 
 
 def stop(out, progress, signal_number):
     """End the process after a signal, all being saved; the exit code is the shell's for it."""
     processes.wait()  # or else torchrun ends the first one, which still saves
-    print(f"\nstopped and saved in epoch {progress['epoch']}; go on with: {resume_command(out)}")
+    print(
+        f"\nstopped and saved in epoch {progress['epoch']}; go on with: {resume_command(out)}",
+        flush=True,
+    )
     raise SystemExit(128 + signal_number)
 
 
@@ -334,6 +339,8 @@ def train(options, checkpoint, lock):
         model, model_config, start_sha256 = prepare_model(options, checkpoint, label_map)
         data = read_data(data_sets, options, model_config, label_map)
         distributed.check(options, model_config, len(data.train_set))
+        if checkpoint is not None:
+            distributed.check_resumed(options, model_config, checkpoint["state"])
         freeze(model, options["train"])
         if options["recompute"]:
             recompute_blocks(model)
@@ -344,11 +351,11 @@ def train(options, checkpoint, lock):
 
     steps = options["epochs"] * steps_in_epoch(data.train_set, options)
     learner = make_learner(model, options, steps)
-    if checkpoint is None:
-        progress, lines = resume.begin(out)
-    else:
-        progress, lines = resume.go_on(learner, checkpoint, data.digest, out)
-    distributed.draw_otherwise(options, progress)
+    with processes.first_of_machine_first():
+        if checkpoint is None:
+            progress, lines = resume.begin(out)
+        else:
+            progress, lines = resume.go_on(learner, checkpoint, data.digest, out)
     if is_first:
         write_drawn_splits(data.data_sets, out)
     content = {

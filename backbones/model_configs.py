@@ -85,7 +85,7 @@ def check_model_config(model_config):
         for blocks in vision["layers"]:
             _check_layers("vision: layers", blocks, least=1)
     else:
-        _check_layers("vision: layers", vision.get("layers"))
+        _check_layers("vision: layers", vision.get("layers"), least=1)
         _check_size("vision: patch_size", vision.get("patch_size"))
         known.add("patch_size")
     if vision.keys() != known:

@@ -89,7 +89,8 @@ def attention(query, key, value, causal=False, seen=None):
     """Softmax attention of each head (Vaswani et al. 2017, equation 1), (B, heads, Q, D / heads).
 
     query: (B, heads, Q, D / heads); key, value: (B, heads, L, D / heads). causal: no position
-    attends to a later one. seen: bool, to be broadcast to (B, heads, Q, L); None: everything.
+    attends to a later one. seen: bool, to be broadcast to (B, heads, Q, L), not together with
+    causal; None: everything.
     """
     on_cpu = query.device.type == "cpu"
     if not (on_cpu and query.requires_grad and query.dtype != torch.float32):

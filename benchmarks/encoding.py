@@ -1,7 +1,8 @@
 """Rows of bench.py: a training step and the towers' features, beside open_clip's own.
 
 open_clip has the same weights and the same precision, and pads captions to 77 tokens, as it always
-does. Captions are made up: as long as those of RSITMD's test split, and as often repeated.
+does. Captions are made up: as long as those of RSITMD's test split, and about as often
+repeated.
 """
 
 import tempfile
@@ -16,7 +17,7 @@ import model
 from backbones import preprocess
 from backbones.model_configs import read_model_config
 from benchmarks.frame import compared, operations_of, require_equal, with_share_of_limit
-from benchmarks.indexing import random_model, write_photos
+from benchmarks.indexing import plain_checkpoint, random_model, write_photos
 from clip_gcn_image_feature_integration import encode_split, encode_texts, full_precision
 from dataset.annotations import Record
 from dataset.batches import ImageSet, TrainingSet
@@ -31,7 +32,7 @@ LENGTHS = {  # tokens of RSITMD's 2,260 test captions, start and end included: h
     17: 124, 18: 71, 19: 72, 20: 50, 21: 34, 22: 26, 23: 20, 24: 19, 25: 13, 26: 9, 27: 9, 28: 2,
     29: 1, 30: 3, 31: 1,
 }  # fmt: skip
-REPEATED = 153  # of these captions, which others equal
+REPEATED = 153  # of these captions, about, which others equal
 
 SMALL = {
     "name": "small-vit",
@@ -110,9 +111,9 @@ def image_features(device, small):
     """Features of images in memory, ViT-B/32, in fp32 and bf16."""
     number, repetitions = (2, 1) if small else (64, 5)
     ours, checkpoint, theirs = both_models(device, small)
-    side = checkpoint["definition"]["image_size"]
-    pixels = torch.rand(number, 3, side, side, generator=torch.manual_seed(0))
-    pixels = preprocess.normalize(pixels.to(device))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        images = _image_set(Path(folder), number, checkpoint)
+    pixels = preprocess.normalize(images.pixels.to(device))
     results = []
     for name in ("fp32", "bf16"):
         precision = PRECISIONS[name]
@@ -124,7 +125,7 @@ def image_features(device, small):
             with torch.no_grad(), half, full_precision():
                 return F.normalize(model.encode_image(pixels).float(), dim=-1).cpu()
 
-        tolerance = 1e-5 if name == "fp32" else 2e-2
+        tolerance = 1e-5 if name == "fp32" else 5e-3  # different photos differ by 3e-2
         require_equal(close(features(ours), features(theirs), tolerance), "the image features")
         sides = {"ours": lambda f=features: f(ours), "open_clip": lambda f=features: f(theirs)}
         result = compared(f"{number} images, ViT-B/32, {name}", sides, repetitions)
@@ -161,7 +162,11 @@ def text_features(device, small):
 
 
 def evaluating(device, small):
-    """A test set of RSITMD's shape, a tenth of its size: encode, then measure."""
+    """A test set of RSITMD's shape, a tenth of its size: encode, then measure.
+
+    Evaluation codes that load (image, caption) pairs, as the published one, encode an image once
+    for each caption. So does one of the other sides.
+    """
     number, captions, repetitions = (10, 51, 1) if small else (45, 226, 3)
     ours, checkpoint, theirs = both_models(device, small)
     texts = sentences(captions)
@@ -172,8 +177,18 @@ def evaluating(device, small):
         owned[place % number].append(text)
     records = [Record(f"{i}.jpg", tuple(own)) for i, own in enumerate(owned)]
 
+    counts = [len(record.captions) for record in records]
+
     def ours_measured():
         return measure(retrieve(encode_split(ours, images, records, device), images))
+
+    @torch.no_grad()
+    def each_once():
+        pixels = preprocess.normalize(images.pixels.to(device))
+        of_images = theirs.encode_image(pixels, normalize=True).cpu()
+        of_texts = padded_features(theirs, [text for own in owned for text in own], device)
+        scores = of_images @ of_texts.T  # (I, T)
+        return scores, _recalls(scores, counts)
 
     @torch.no_grad()
     def pair_by_pair():
@@ -184,14 +199,20 @@ def evaluating(device, small):
             of_images.append(theirs.encode_image(pixels, normalize=True).cpu())
             of_texts.append(padded_features(theirs, list(record.captions), device))
         scores = torch.stack([own[0] for own in of_images]) @ torch.cat(of_texts).T  # (I, T)
-        return _recalls(scores, [len(own) for own in of_texts])
+        return scores, _recalls(scores, counts)
 
-    expected = pair_by_pair()
-    found = ours_measured()
-    # Random weights: scores lie so close that the last bits may change a rank or two.
-    same = abs(found["mR"] - expected) <= 2
-    require_equal(same, f"the recalls ({found['mR']:.1f} and {expected:.1f})")
-    sides = {"ours": ours_measured, "an image encoding a caption": pair_by_pair}
+    # Scores of random weights lie close together: recalls of other last bits may differ.
+    split = encode_split(ours, images, records, device)
+    scores = split.images @ split.texts.T  # (I, T)
+    for other in (each_once, pair_by_pair):
+        require_equal(close(other()[0], scores), "the cosines")
+    recalls = ours_measured()["mR"], _recalls(scores, counts)
+    require_equal(abs(recalls[0] - recalls[1]) < 0.01, "the recalls")
+    sides = {
+        "ours": ours_measured,
+        "open_clip, an image encoding a caption": pair_by_pair,
+        "open_clip, each image once": each_once,
+    }
     return [compared(f"{number} images, {captions} captions, ViT-B/32", sides, repetitions)]
 
 
@@ -246,8 +267,8 @@ def training_step(device, small):
 
         their_step = _plain_step(theirs.train(), pixels, padded, precision, options)
         steps[name] = our_step
-        tolerance = 1e-5 if name == "fp32" else 2e-2
-        require_equal(abs(our_step() - their_step()) <= tolerance, "the losses")
+        tolerance = 1e-5 if name == "fp32" else 5e-3  # captions of other images: 2e-2
+        require_equal(abs(our_step() - their_step()) <= tolerance, "the first losses")
         sides = {"ours": our_step, "open_clip, 77 tokens": their_step}
         if name == "bf16":
             sides["ours in fp32"] = steps["fp32"]
@@ -266,7 +287,7 @@ def fine_tuning_options(precision, **changes):
 
 def training_batch(pairs, device, small, detections=None):
     """(a batch, its TrainingSet) of distinct photos and captions."""
-    _, checkpoint = random_model(measured_config(small), device)
+    checkpoint = plain_checkpoint(measured_config(small))
     texts = list(dict.fromkeys(sentences(4 * pairs)))[:pairs]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         images = _image_set(Path(folder), pairs, checkpoint)
@@ -309,11 +330,11 @@ def graph_branch(device, small):
     """A training step with the graph branch, 20 objects an image, beside one without."""
     pairs, repetitions = (4, 1) if small else (32, 5)
     random = np.random.default_rng(0)
-    labels = random_model(measured_config(small), device)[1]["labels"]
+    labels = plain_checkpoint(measured_config(small))["labels"]
     kinds = len(LabelMap(labels))
     detections = []
     for _ in range(pairs):
-        boxes = random.uniform(1, 255, size=(20, 6))
+        boxes = random.uniform((1, 1, 5, 5, -1.5, 0.3), (255, 255, 60, 60, 1.5, 1), size=(20, 6))
         detections.append((random.integers(kinds, size=20), boxes))
     steps = {}
     for graph in ("object", "none"):

@@ -31,6 +31,7 @@ def compared(name, sides, repetitions, notes=None, shares=None):
         for side, function in sides.items():
             begin = time.perf_counter()
             function()
+            _finish()
             if repetition > 0:
                 seconds[side].append((time.perf_counter() - begin) / shares.get(side, 1))
     ours, *others = (np.array(seconds[side]) for side in sides)
@@ -40,6 +41,12 @@ def compared(name, sides, repetitions, notes=None, shares=None):
         ratios[side] = (float(np.median(ratio)), float(ratio.min()), float(ratio.max()))
     medians = {side: float(np.median(values)) for side, values in seconds.items()}
     return Result(name, medians, ratios, notes or {})
+
+
+def _finish():
+    """Wait for what a GPU has still to do, so that no side pays for another."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def require_equal(condition, what):
@@ -55,8 +62,7 @@ def matrix_limit(device, precision, side, repetitions=5):
     for repetition in range(repetitions + 1):
         begin = time.perf_counter()
         one @ one
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
+        _finish()
         if repetition > 0:
             seconds.append(time.perf_counter() - begin)
     return 2 * side**3 / float(np.median(seconds))

@@ -94,10 +94,15 @@ def _index_model(name, number, images, folder, device, repetitions, batch_size=6
 def random_model(model_config, device):
     """(model, checkpoint) of a model config with random weights and without graph."""
     torch.manual_seed(0)
+    checkpoint = plain_checkpoint(model_config)
+    network = model.build(model_config, checkpoint["labels"], checkpoint["options"])
+    return network.to(device).eval(), checkpoint
+
+
+def plain_checkpoint(model_config):
+    """What a checkpoint holds of a model without graph, weights aside."""
     labels = list(read_label_map(LABELS).lines)
-    checkpoint = {"definition": model_config, "labels": labels, "options": plain_options()}
-    network = model.build(model_config, labels, checkpoint["options"]).to(device).eval()
-    return network, checkpoint
+    return {"definition": model_config, "labels": labels, "options": plain_options()}
 
 
 def _decoded(todo, checkpoint, batch_size):

@@ -7,9 +7,12 @@ Sizes in the shapes below: B pairs, L positions, D width.
 """
 
 from functools import partial
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 
+from backbones import towers
 from backbones.model_configs import read_model_config
 from backbones.towers import CLIP, Transformer
 from benchmarks.encoding import fine_tuning_options, measured_config, training_batch
@@ -58,16 +61,24 @@ def forward_bytes(network, image_size, pairs, again):
         with torch.autocast("cpu", torch.bfloat16):
             return network.encode_image(image), network.encode_text(text)
 
-    kept = saved_bytes(forward, network.parameters())
+    with patch.object(towers, "attention", _kernel_attention):
+        kept = saved_bytes(forward, network.parameters())
+        of_blocks = [_of_one_block(module, x) for module, x in inputs.items()]
     for hook in hooks:
         hook.remove()
+    for module in inputs:
+        module.recompute = False
     if not again:
         return kept
     # The hooks do not see the blocks' inputs, which are kept, nor the one block that is computed
     # again at a time.
-    of_blocks = [_of_one_block(module, x) for module, x in inputs.items()]
     of_inputs = [len(module.resblocks) * x.nbytes for module, x in inputs.items()]
     return kept + sum(of_inputs) + max(of_blocks)
+
+
+def _kernel_attention(query, key, value, causal=False, seen=None):
+    """Attention as a GPU computes it; what a CPU does in half precision keeps the scores too."""
+    return F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal)
 
 
 def _note_input(inputs):
@@ -88,9 +99,8 @@ def _of_one_block(module, x):
     return saved_bytes(forward, block.parameters())
 
 
-def measured(name):
+def measured(model_config):
     """{whether blocks are recomputed: (fixed bytes, bytes a pair)} of a model."""
-    model_config = read_model_config(name)
     network = CLIP(model_config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     of_weights = 4 * 4 * parameters  # weights, gradients, two moments
@@ -103,10 +113,11 @@ def measured(name):
     return found
 
 
-def by_batch_size(name):
+def by_batch_size(model_config):
     """Figures of a model for `Result.notes`: memory by batch size, without and with --recompute."""
     notes = {}
-    for again, (fixed, of_pair) in measured(name).items():
+    name = model_config["name"]
+    for again, (fixed, of_pair) in measured(model_config).items():
         sizes = {f"{size} pairs": (fixed + size * of_pair) / GIB for size in BATCH_SIZES}
         label = f"{name} with --recompute" if again else name
         notes[f"GiB estimated, {label}"] = {**sizes, "MiB a pair": of_pair / 2**20}
@@ -129,7 +140,7 @@ def recompute(device, small):
     with_it, without = steps
     require_equal(abs(with_it() - without()) <= 1e-5, "the losses")
     notes = {}
-    for name in ("small",) if small else MODELS:
-        notes.update(by_batch_size(name))
+    for model_config in [measured_config(small)] if small else map(read_model_config, MODELS):
+        notes.update(by_batch_size(model_config))
     sides = {"with --recompute": with_it, "without": without}
     return [compared(f"a step of {pairs} pairs, ViT-B/32, fp32", sides, repetitions, notes)]

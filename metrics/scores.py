@@ -150,7 +150,7 @@ def _precision(image_features, text_features, norms):
 
 
 def _as_array(features):
-    """Features as an array, in float64 if they are and else in float32, which holds all other floats."""
+    """Features as an array, in float64 if they are, else in float32, which holds other floats."""
     features = torch.as_tensor(features).contiguous()
     return (features if features.dtype == torch.float64 else features.float()).numpy()
 

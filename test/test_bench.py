@@ -13,7 +13,7 @@ from benchmarks.search import World
 
 
 @pytest.mark.parametrize("row", bench.ROWS)
-def test_a_row_asserts_that_its_sides_are_equal_and_names_them(row, tmp_path, capsys):
+def test_a_row_names_its_sides_and_their_ratios(row, tmp_path, capsys):
     path = tmp_path / "bench.json"
     bench.main(["--small", "--device", "cpu", "--row", row, "--json", str(path)])
     content = json.loads(path.read_text(encoding="utf-8"))

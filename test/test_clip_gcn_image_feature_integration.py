@@ -62,17 +62,19 @@ def test_batch_size_changes_no_image(tiny_model, samples, device, fusion):
 def test_each_distinct_text_is_encoded_once_and_comes_back_in_its_place(
     tiny_model, device, monkeypatch
 ):
-    network, rows = tiny_model().to(device).train(), []
+    network, rows, widths = tiny_model().to(device).train(), [], []
     encode = network.encode_text
 
     def counted(tokens):
         rows.extend(tuple(row) for row in tokens.tolist())
+        widths.append(tokens.shape[1])
         return encode(tokens)
 
     monkeypatch.setattr(network, "encode_text", counted)
-    texts = ["snow", "a ship", "two planes on grass", "A Ship", "a ship ", "snow"] * 3
-    found = encode_texts(network, texts, device, batch_size=2)
+    texts = ["snow", "a ship", "a plane on grass", "A Ship", "a ship ", "snow"] * 3
+    found = encode_texts(network, texts, device, batch_size=1)
     assert len(rows) == len(set(rows)) == 3
+    assert widths == [3, 4, 6]  # by length, not by the first tokens
     assert found.shape == (18, 32) and found.device.type == "cpu"
     assert not network.training and not found.requires_grad
     for same in (3, 4, 7):  # the same tokens

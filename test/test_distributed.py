@@ -108,11 +108,12 @@ CASES = {
     "hinge": {"loss": "hinge"},
     "hinge-max": {"loss": "hinge-max"},
     "lora": {"train": "lora"},
+    "dropout": {"train": "lora", "lora": (4, 8, 0.5)},
     "graph": {"train": "graph", "loss": "hinge"},
     "words": {"text_layers": 0},
     "chunk": {"chunk": 1},
     "hinge in chunks": {"chunk": 1, "loss": "hinge"},
-    "lora in chunks": {"chunk": 1, "train": "lora"},
+    "dropout in chunks": {"chunk": 1, "train": "lora", "lora": (4, 8, 0.5)},
     "recomputed in chunks": {"chunk": 1, "recompute": True},
 }
 PAIRS = 4  # of a batch
@@ -211,10 +212,21 @@ def test_batches_are_the_same_whatever_the_number_of_processes(five):
 # ------------------------------------------------------------------ what cannot be
 
 
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
+def test_a_resnet_that_learns_keeps_to_one_process_or_several(before, now, monkeypatch):
+    monkeypatch.setattr(processes, "several", lambda: now > 1)
+    options = {**default_options("train"), "clip": "clip.pt"}
+    config = model_configs.read_model_config("small")
+    as_before = "several processes" if before > 1 else "one process"
+    with pytest.raises(ValueError, match=f"go on with {as_before}, as it was begun"):
+        distributed.check_resumed(options, config, {"processes": before})
+    for changes in ({"train": "text"}, {"chunk": 2}):  # whose statistics are kept anyway
+        distributed.check_resumed({**options, **changes}, config, {"processes": before})
+
+
 MISTAKES = (  # processes, options, what is said
     (4, {"batch_size": 6}, "--batch-size 6: 4 processes share it; take a multiple of 4"),
     (2, {"batch_size": 26}, "--batch-size 26: more than the 24 training images"),
-    (2, {"batch_size": 8, "chunk": 4}, "--chunk 4: a process has 4 pairs of a batch; take less"),
     (
         1,
         {"chunk": 2, "graph": "published"},
@@ -369,7 +381,8 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(together, mini, tmp_path, 
     seconds = time.perf_counter() - begin
     assert codes == [2, -signal.SIGKILL] and seconds < 60, together.errors(0)
     said = "error: another process of this run has ended, so this one cannot go on; "
-    assert together.errors(0) == said + train.AFTER_A_LOSS + "\n"
+    assert together.errors(0).startswith(said + train.AFTER_A_LOSS + " (")
+    assert together.errors(0).count("\n") == 1
     progress = resume.read_state(out / "last.pth")["state"]["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 2) and not (out / "run.lock").exists()
     train.main(["--resume", "--out", str(out)])
@@ -380,8 +393,8 @@ def test_a_mistake_is_said_once(together, mini, tmp_path, models):
     out = tmp_path / "out"
     words = [*arguments_of(mini, out), "--batch-size", "9"]
     assert together(2, run_child, words, models) == [2, 2]
-    said = "error: --batch-size 9: 2 processes share it; take a multiple of 2\n"
-    assert together.errors(0).endswith(said) and together.errors(1) == ""
+    said = "error: --batch-size 9: 2 processes share it; take a multiple of 2, or another number "
+    assert together.errors(0).endswith(said + "of processes\n") and together.errors(1) == ""
     assert not out.exists()
 
 

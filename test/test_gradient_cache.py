@@ -81,10 +81,11 @@ def test_the_gradients_are_those_of_the_whole_batch(step, loss, size):
     require_close(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["lora", "graph", "fp16"])
+@pytest.mark.parametrize("kind", ["lora", "dropout", "graph", "fp16"])
 def test_they_are_with_adapters_frozen_towers_and_a_scaled_loss(step, kind):
     changes = {
         "lora": {"train": "lora"},
+        "dropout": {"train": "lora", "lora": (4, 8, 0.5)},
         "graph": {"train": "graph", "augment": [], "features": True},
         "fp16": {"precision": "fp16", "graph": "none"},
     }[kind]

@@ -5,11 +5,11 @@ features of all, and computes the loss of its own rows (see loss.py). The mean o
 batch's loss, and so DistributedDataParallel's mean of the gradients is the batch's gradient, up to
 rounding: a run of W processes is that of one, and may go on with another number of them.
 
-With the dropout of --train lora each process draws numbers of its own: such runs are equal in
-distribution only.
+All processes draw the same random numbers, so that the dropout of --train lora, which acts on the
+weights, is that of the batch. The batch normalisation of a ResNet that learns is an exception: in
+one process it takes the batch's statistics.
 """
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import processes
 from backbones.towers import is_resnet
+from training.resume import processes_of
 
 # ------------------------------------------------------------------ before the first step
 
@@ -30,17 +31,13 @@ def check(options, model_config, images):
     batch_size = options["batch_size"]
     if batch_size % world:
         raise ValueError(
-            f"--batch-size {batch_size}: {world} processes share it; take a multiple of {world}"
+            f"--batch-size {batch_size}: {world} processes share it; take a multiple of {world}, "
+            "or another number of processes"
         )
     if world > 1 and batch_size > images:
         raise ValueError(
             f"--batch-size {batch_size}: more than the {images} training images; several "
             "processes need whole batches, take less"
-        )
-    if options["chunk"] is not None and options["chunk"] >= batch_size // world:
-        raise ValueError(
-            f"--chunk {options['chunk']}: a process has {batch_size // world} pairs of a batch; "
-            "take less than that, or leave it out"
         )
     if not is_in_parts(options):
         return
@@ -58,19 +55,29 @@ def check(options, model_config, images):
         )
 
 
+def check_resumed(options, model_config, state):
+    """Raise ValueError where a run cannot go on with this number of processes.
+
+    state: that of the checkpoint. A ResNet that learns takes the batch's statistics in one process.
+    """
+    learns = options["train"] in ("all", "image")
+    if not (is_resnet(model_config["vision"]) and learns) or options["chunk"] is not None:
+        return
+    before = processes_of(state)
+    if (before > 1) != processes.several():
+        as_before = "several processes" if before > 1 else "one process"
+        raise ValueError(
+            f"--resume: the batch normalisation of a ResNet differs between one process and "
+            f"several; go on with {as_before}, as it was begun"
+        )
+
+
 def is_in_parts(options):
     """Whether a batch is encoded in parts: by several processes, or in chunks.
 
     Batch normalisation keeps its statistics then: no part has those of the batch.
     """
     return processes.several() or options["chunk"] is not None
-
-
-def draw_otherwise(options, progress):
-    """Give all processes but the first random numbers of their own, for dropout."""
-    if not processes.is_first():
-        key = (options["seed"], processes.rank(), progress["epoch"], progress["step"])
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def wrapped(model, options):

@@ -21,7 +21,7 @@ class Cache(NamedTuple):
     """A batch whose features are known; the last three are leaves, to compute the loss of."""
 
     chunks: list  # batches, dicts of tensors
-    random_states: list  # of the generators before each chunk
+    random_state: tuple  # of the generators before each chunk
     image_features: torch.Tensor  # (B, E)
     text_features: torch.Tensor  # (B, E)
     logit_scale: torch.Tensor
@@ -40,20 +40,21 @@ def fill(encode, batch, size, logit_scale):
     """The Cache of a batch in chunks of up to `size` pairs.
 
     encode: a batch to image features and text features, each (b, E); logit_scale: the parameter.
+    All chunks draw the same random numbers: the dropout of an adapted weight is that of the batch.
     """
     chunks = split(batch, size)
-    random_states = []
+    random_state = _random_state(logit_scale.device)
     image_parts = []
     text_parts = []
     with torch.no_grad():
         for chunk in chunks:
-            random_states.append(_random_state(logit_scale.device))
+            _set_random_state(random_state, logit_scale.device)
             image_features, text_features = encode(chunk)
             image_parts.append(image_features)
             text_parts.append(text_features)
     return Cache(
         chunks=chunks,
-        random_states=random_states,
+        random_state=random_state,
         image_features=torch.cat(image_parts).requires_grad_(),
         text_features=torch.cat(text_parts).requires_grad_(),
         logit_scale=logit_scale.detach().clone().requires_grad_(logit_scale.requires_grad),
@@ -69,11 +70,11 @@ def backward(cache, encode, wrapped, logit_scale):
     device = logit_scale.device
     first = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for chunk, random_state in zip(cache.chunks, cache.random_states, strict=True):
+        for chunk in cache.chunks:
             is_last = chunk is cache.chunks[-1]
             alone = isinstance(wrapped, DistributedDataParallel) and not is_last
             with wrapped.no_sync() if alone else nullcontext():
-                _set_random_state(random_state, device)
+                _set_random_state(cache.random_state, device)
                 image_features, text_features = encode(chunk)
                 rows = slice(first, first + len(image_features))
                 known = [

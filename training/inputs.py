@@ -92,10 +92,8 @@ def read_data(data_sets, options, model_config, label_map):
 
 def encoded_at_once(options):
     """How many images are encoded at once where nothing is learnt from them."""
-    if options["chunk"] is None:
-        return options["batch_size"]
-    # A batch may not fit; without gradients an image takes a small share of a pair's memory.
-    return min(options["batch_size"], max(options["chunk"], 64))
+    # That of all processes may not fit into one. More than 64 would hardly be faster.
+    return min(options["batch_size"], 64)
 
 
 # ------------------------------------------------------------------ frozen towers

@@ -104,6 +104,8 @@ def set_random_states(states, device):
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and len(states.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+        if processes.several():  # all draw what the first one does, which has saved
+            torch.cuda.set_rng_state(states["cuda"][0], device)
 
 
 def save_state(path, learner, checkpoint, progress):
@@ -155,7 +157,7 @@ def restore(learner, state):
     set_random_states(state["random"], device)
     if device.type != state["device"]:
         print(f"resumed on {device.type}, begun on {state['device']}: no longer bit-exact")
-    before = _processes_of(state)
+    before = processes_of(state)
     if processes.world() != before:
         print(f"resumed by {processes.world()} processes, saved by {before}: no longer bit-exact")
 
@@ -165,11 +167,11 @@ def use_threads(state, device):
 
     Another number of processes has other last bits anyway, and may need other threads.
     """
-    if device.type == state["device"] == "cpu" and processes.world() == _processes_of(state):
+    if device.type == state["device"] == "cpu" and processes.world() == processes_of(state):
         torch.set_num_threads(state["threads"])
 
 
-def _processes_of(state):
+def processes_of(state):
     """How many processes the run had; one where the state is older than the field."""
     return state.get("processes", 1)
 
