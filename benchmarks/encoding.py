@@ -25,7 +25,13 @@ from det_formats.det_json import LabelMap
 from evaluate import retrieve
 from metrics.protocol import measure
 from options import default_options
-from training.step import PRECISIONS, make_learner, set_training_mode, train_step
+from training.step import (
+    PRECISIONS,
+    keep_freed_memory,
+    make_learner,
+    set_training_mode,
+    train_step,
+)
 
 LENGTHS = {  # tokens of RSITMD's 2,260 test captions, start and end included: how many have so many
     6: 16, 7: 43, 8: 80, 9: 112, 10: 245, 11: 241, 12: 280, 13: 249, 14: 214, 15: 175, 16: 151,
@@ -249,6 +255,7 @@ def _image_set(folder, number, checkpoint):
 def training_step(device, small):
     """A whole training step, ViT-B/32, captions as long as RSITMD's, in fp32 and bf16."""
     pairs, repetitions = (4, 1) if small else (32, 5)
+    keep_freed_memory()  # as train.py does; of the whole process, so for all sides
     batch_of, train_set = training_batch(pairs, device, small)
     pixels = preprocess.normalize(batch_of["image"].to(device))
     padded = open_clip.tokenize(train_set.captions).to(device)
