@@ -27,7 +27,6 @@ from metrics.protocol import measure
 from options import default_options
 from training.step import (
     PRECISIONS,
-    keep_freed_memory,
     make_learner,
     set_training_mode,
     train_step,
@@ -255,7 +254,6 @@ def _image_set(folder, number, checkpoint):
 def training_step(device, small):
     """A whole training step, ViT-B/32, captions as long as RSITMD's, in fp32 and bf16."""
     pairs, repetitions = (4, 1) if small else (32, 5)
-    keep_freed_memory()  # as train.py does; of the whole process, so for all sides
     batch_of, train_set = training_batch(pairs, device, small)
     pixels = preprocess.normalize(batch_of["image"].to(device))
     padded = open_clip.tokenize(train_set.captions).to(device)
