@@ -75,8 +75,10 @@ def test_what_is_known_is_not_encoded_again(encode, tiles):
     paths[3].write_bytes(paths[0].read_bytes())
     changed, decoded = encode()
     assert decoded == ["1.png", "2.png", "3.png"]
-    same = [torch.equal(a, b) for a, b in zip(changed.features, first.features, strict=True)]
-    assert same == [True, False, True, False, True, True]
+    difference = (changed.features - first.features).abs().amax(dim=1)  # (6)
+    assert (difference[[0, 4, 5]] == 0).all()  # known
+    assert difference[2] <= 1e-6  # encoded again, beside others
+    assert (difference[[1, 3]] > 1e-3).all()
 
 
 def test_another_model_has_features_of_its_own(encode, save_tiny):
@@ -114,7 +116,8 @@ def test_a_damaged_file_of_features_is_rebuilt(encode, cache, capsys):
             "UPDATE features SET feature = zeroblob(length(feature)) WHERE width = 96"
         )
     again, decoded = encode()
-    assert decoded == ["1.png", "4.png"] and torch.equal(again.features, first.features)
+    assert decoded == ["1.png", "4.png"]  # two in a batch: other last bits than of six
+    torch.testing.assert_close(again.features, first.features, rtol=0, atol=1e-6)
     file.write_bytes(b"no database at all, but long enough to be looked at" * 9)
     again, decoded = encode()
     assert len(decoded) == 6 and torch.equal(again.features, first.features)
