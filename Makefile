@@ -29,7 +29,7 @@ test: $(VENV)/development
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 check: test
-	$(RUN) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2
 	FGCROSS_BLOCKED="$(OPTIONAL)" OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 	$(MAKE) demo
 
