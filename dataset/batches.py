@@ -335,7 +335,7 @@ class TrainingSet(Dataset):
         caption = first + int(rng.integers(after - first))
         graph = rng.random() >= self.drop_graphs
         affine = None
-        if set(self.augment) & {"crop", "flip", "turn"}:
+        if self._moves_objects():
             affine = draw_affine(rng, self.augment)
         item = self.image_set.item(i, affine, graph)
         if affine is not None:
@@ -351,6 +351,10 @@ class TrainingSet(Dataset):
         item["caption_ids"] = self.text_ids[first:after]
         return item
 
+    def _moves_objects(self):
+        """Whether augmentation gives an image another graph each time."""
+        return bool(set(self.augment) & {"crop", "flip", "turn"})
+
     def captions_by_image(self):
         """The captions of each image of the set, in its order."""
         ends = zip(self.first[:-1], self.first[1:], strict=True)
@@ -362,6 +366,8 @@ class TrainingSet(Dataset):
         A last, smaller batch is dropped. Of `world` processes that share each batch, process `rank`
         gets its part: of as many rows as the others', one part after another.
         """
+        if not self._moves_objects():
+            _ = self.image_set.kept_graphs  # made here, not by each loader process
         order = np.random.default_rng((self.seed, epoch)).permutation(self.used)
         if len(order) >= batch_size:
             order = order[: len(order) // batch_size * batch_size]
