@@ -294,14 +294,6 @@ def _page_arguments(job, split, result, found, queries):
     return result, chosen, files, detections
 
 
-def parse(arguments=None):
-    """(this script's options, the data's, which are None where the checkpoint's shall hold)."""
-    options = parse_options("evaluate", __doc__, arguments, unset=DATA)
-    if options.checkpoint is None and not options.compare:
-        options.checkpoint = [latest_checkpoint()]
-    return options, {name: getattr(options, name) for name in DATA}
-
-
 def _compare_files(paths):
     """Print how two result files differ, and return the comparisons."""
     first, second = [read_results(path) for path in paths]
@@ -322,12 +314,13 @@ def main(arguments=None):
 
     Of several processes all encode; the first one alone measures, prints and writes.
     """
-    device_name = parse_options("evaluate", __doc__, arguments, unset=DATA).device
-    with processes.group(device_name, "start the same command again"):
-        with processes.first_of_machine_first():
-            options, given = parse(arguments)
+    options = parse_options("evaluate", __doc__, arguments, unset=DATA)
+    given = {name: getattr(options, name) for name in DATA}  # None: the checkpoint's shall hold
+    with processes.group(options.device, "start the same command again"):
         if options.compare:
             return _compare_files(options.compare)
+        with processes.first_of_machine_first():
+            options.checkpoint = options.checkpoint or [latest_checkpoint()]
         return _measured(options, given, arguments)
 
 

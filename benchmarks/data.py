@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,23 +112,23 @@ def graphs(device, small):
         return [
             compared(
                 f"{size_of_row}, from detections in memory",
-                {"batch_from_boxes": lambda: drained(ours()), "loops": lambda: drained(loops())},
+                {"batch_from_boxes": partial(drained, ours), "loops": partial(drained, loops)},
                 repetitions,
             ),
             compared(
                 f"{size_of_row}, kept by an ImageSet",
                 {
-                    "graphs_of": lambda: drained(kept()),
-                    "files and loops": lambda: drained(files_and_loops()),
+                    "graphs_of": partial(drained, kept),
+                    "files and loops": partial(drained, files_and_loops),
                 },
                 repetitions,
             ),
         ]
 
 
-def drained(batches):
-    """How many batches there are, each looked at and let go."""
-    return sum(1 for _ in batches)
+def drained(make):
+    """How many batches a generator function makes, each let go."""
+    return sum(1 for _ in make())
 
 
 def _write_detections(folder, number, label_map, size):
@@ -237,12 +238,12 @@ def batches(device, small):
         return [
             compared(
                 f"{size_of_row}, {WORKERS} loader processes",
-                {"ImageStream": lambda: drained(streamed()), pillow: lambda: drained(plain())},
+                {"ImageStream": partial(drained, streamed), pillow: partial(drained, plain)},
                 repetitions,
             ),
             compared(
                 f"{size_of_row}, from the cache by one process",
-                {"ImageSet": lambda: drained(cached()), pillow: lambda: drained(plain())},
+                {"ImageSet": partial(drained, cached), pillow: partial(drained, plain)},
                 repetitions,
             ),
         ]
@@ -307,8 +308,8 @@ def graph_epoch(device, small):
             compared(
                 f"{name}, fp32, {number} pairs in batches of {batch_size}",
                 {
-                    "on features": lambda: epoch(on_features, learner),
-                    "towers in each step": lambda: epoch(with_towers, learner),
+                    "on features": partial(epoch, on_features, learner),
+                    "towers in each step": partial(epoch, with_towers, learner),
                 },
                 repetitions,
             )

@@ -6,6 +6,7 @@ repeated.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,20 +124,23 @@ def image_features(device, small):
     for name in ("fp32", "bf16"):
         precision = PRECISIONS[name]
 
-        def features(model, precision=precision):
-            half = torch.autocast(
-                torch.device(device).type, precision, enabled=precision != torch.float32
-            )
-            with torch.no_grad(), half, full_precision():
-                return F.normalize(model.encode_image(pixels).float(), dim=-1).cpu()
-
+        of_ours = partial(_unit_features, ours, pixels, precision)
+        of_theirs = partial(_unit_features, theirs, pixels, precision)
         tolerance = 1e-5 if name == "fp32" else 5e-3  # different photos differ by 3e-2
-        require_equal(close(features(ours), features(theirs), tolerance), "the image features")
-        sides = {"ours": lambda f=features: f(ours), "open_clip": lambda f=features: f(theirs)}
+        require_equal(close(of_ours(), of_theirs(), tolerance), "the image features")
+        sides = {"ours": of_ours, "open_clip": of_theirs}
         result = compared(f"{number} images, ViT-B/32, {name}", sides, repetitions)
-        operations = operations_of(lambda f=features: f(ours))
+        operations = operations_of(of_ours)
         results.append(with_share_of_limit(result, operations, device, precision, small))
     return results
+
+
+@torch.no_grad()
+def _unit_features(model, pixels, precision):
+    """Unit features (B, D) of normalised pixels (B, 3, H, W), on the CPU."""
+    half = torch.autocast(pixels.device.type, precision, enabled=precision != torch.float32)
+    with half, full_precision():
+        return F.normalize(model.encode_image(pixels).float(), dim=-1).cpu()
 
 
 @torch.no_grad()
@@ -267,9 +271,7 @@ def training_step(device, small):
         learner = make_learner(ours, options, steps=1000)
         set_training_mode(ours, options)
 
-        def our_step(learner=learner, options=options):
-            return train_step(learner, train_set, batch_of, options, "the bench")
-
+        our_step = partial(train_step, learner, train_set, batch_of, options, "the bench")
         their_step = _plain_step(theirs.train(), pixels, padded, precision, options)
         steps[name] = our_step
         tolerance = 1e-5 if name == "fp32" else 5e-3  # captions of other images: 2e-2
@@ -350,8 +352,6 @@ def graph_branch(device, small):
         network = model.build(measured_config(small), labels, options).to(device)
         learner = make_learner(network, options, steps=1000)
         set_training_mode(network, options)
-        steps[graph] = lambda parts=(learner, train_set, batch, options): train_step(
-            *parts, "the bench"
-        )
+        steps[graph] = partial(train_step, learner, train_set, batch, options, "the bench")
     sides = {"with the graph branch": steps["object"], "--graph none": steps["none"]}
     return [compared(f"a step of {pairs} pairs, ViT-B/32, fp32", sides, repetitions)]
