@@ -428,6 +428,14 @@ def visited(browser, address, size="desktop", scheme="light"):
     assert others == [] and [line for line in said if line != "Method not implemented."] == []
 
 
+def unfold(tab):
+    """Show the fields below the sentence."""
+    tab.get_by_text("Image, filter, number of results").click()
+    tab.get_by_text("storage_tank").wait_for()
+    # Gradio writes the first values of fields a moment after it shows them, over what was typed.
+    tab.wait_for_timeout(1000)
+
+
 def ask(tab, sentence="a ship"):
     tab.get_by_label("Sentence").fill(sentence)
     tab.keyboard.press("Enter")
@@ -462,8 +470,7 @@ def test_a_sentence_brings_tiles_with_boxes_that_are_switched(browser, address, 
 @pytest.mark.slow
 def test_a_filter_and_its_mistake(browser, address, searcher):
     with visited(browser, address) as tab:
-        tab.get_by_text("Image, filter, number of results").click()
-        assert tab.get_by_text("storage_tank").is_visible()
+        unfold(tab)
         tab.get_by_label("Filter").fill("ship > 0")
         ask(tab)
         assert paths(tab) == ids(found_by(searcher, where="ship > 0", number=12))
@@ -499,7 +506,7 @@ def test_an_image_is_dropped_or_chosen_and_a_broken_one_is_told(
     browser, address, searcher, tmp_path
 ):
     with visited(browser, address) as tab:
-        tab.get_by_text("Image, filter, number of results").click()
+        unfold(tab)
         chooser = tab.locator("input[type=file]")
         chooser.set_input_files(searcher.images / "placed.tif")
         tab.get_by_text("placed").first.wait_for()
@@ -536,7 +543,7 @@ def test_the_page_fits_its_window_and_is_readable_light_and_dark(browser, addres
     grounds = set()
     for scheme in ("light", "dark"):
         with visited(browser, address, size, scheme) as tab:
-            tab.get_by_text("Image, filter, number of results").click()
+            unfold(tab)
             ask(tab, "a ship beside a hangar")
             tab.locator(".hit").first.wait_for()
             tab.get_by_label("Boxes").click()  # their numbers have a ground of their own
