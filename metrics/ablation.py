@@ -3,7 +3,7 @@
 from statistics import mean, stdev
 from xml.sax.saxutils import escape
 
-from metrics.intervals import difference, figures
+from metrics.intervals import difference, figures, share_difference
 
 BASE = ("global", "without")  # row and evidence that the others are compared with
 
@@ -30,6 +30,13 @@ def of_detected(result):
 def spread(values):
     """Mean ± sample deviation of figures, in words."""
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def in_words(gain):
+    """A `Difference` and its interval; "-" for None."""
+    if gain is None:
+        return "-"
+    return f"{gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f}"
 
 
 def rivals(runs, base):
@@ -87,12 +94,7 @@ def row_cells(name, choice, runs, base):
     compared, same_seeds = rivals(runs, base)
     of_base = spread([run["test"][BASE[1]]["mR"] for run in compared])
     cells.append(of_base if same_seeds else f"{of_base}, all seeds")
-    for gain in gains(name, choice, runs, base):
-        words = "-"
-        if gain is not None:
-            words = f"{gain.value:+.1f}, {gain.low:+.1f} to {gain.high:+.1f}"
-        cells.append(words)
-    return cells
+    return cells + [in_words(gain) for gain in gains(name, choice, runs, base)]
 
 
 HEADS = (
@@ -109,13 +111,19 @@ FINE = {  # heading: measure and figure of metrics/fine.py
 }
 
 
+def sides_of(measure, choice, runs):
+    """A fine measure's figures of each run; None where a run has none."""
+    fine = [{**run["test"]["with"]["fine"], "twins": run.get("twins")} for run in runs]
+    sides = [(own[measure] or {}).get(f"{choice}_evidence") for own in fine]
+    return None if None in sides else sides
+
+
 def fine_cells(choice, runs):
     """The fine measures of a row, blind answers in brackets; "-" where there is none."""
     cells = []
     for measure, name in FINE.values():
-        fine = [{**run["test"]["with"]["fine"], "twins": run.get("twins")} for run in runs]
-        sides = [(own[measure] or {}).get(f"{choice}_evidence") for own in fine]
-        if None in sides:
+        sides = sides_of(measure, choice, runs)
+        if sides is None:
             cells.append("-")
             continue
         cell = spread([side[name] for side in sides])
@@ -123,6 +131,31 @@ def fine_cells(choice, runs):
             cell += f" ({mean(side[f'blind_{name}'] for side in sides):.1f})"
         cells.append(cell)
     return cells
+
+
+GAINS = {heading: FINE[heading] for heading in FINE if heading != "twins"}  # their chance is 50
+
+
+def fine_gain(measure, name, choice, runs, base):
+    """What a row gains in a fine measure, a `Difference`, or None; base: as of `gains`."""
+    compared, same_seeds = rivals(runs, base)
+    own = sides_of(measure, choice, runs)
+    others = sides_of(measure, BASE[1], compared)
+    if own is None or others is None:
+        return None
+    if measure == "within_class":
+        values = [[side["per_image"] for side in sides] for sides in (own, others)]
+        return difference(*values, same_seeds)[name]
+    images = runs[0]["test"]["with"]["fine"][measure]["names"]
+    values = [[side["per_query"][name] for side in sides] for sides in (own, others)]
+    return share_difference(*values, images, same_seeds)
+
+
+def fine_gain_cells(name, choice, runs, base):
+    """What a row gains in the fine measures; base: as of `gains`."""
+    if base is None or (name, choice) == BASE:
+        return [""] * len(GAINS)
+    return [in_words(fine_gain(*measure, choice, runs, base)) for measure in GAINS.values()]
 
 
 def by_row(contents, names):
@@ -149,16 +182,18 @@ def seed_cells(name, choice, runs):
 
 
 def tables(contents, names):
-    """Three Markdown tables of all runs' contents, and a line that names the system.
+    """Markdown tables of all runs' contents, and a line that names the system.
 
     names: of the rows, in their order.
     """
     runs_of = by_row(contents, names)
-    rows, fine_rows, seed_rows, validation = [], [], [], {}
+    rows, fine_rows, gain_rows, seed_rows, validation = [], [], [], [], {}
+    base = runs_of.get(BASE[0])
     for name, runs in runs_of.items():
         for choice in ("without", "with"):
-            rows.append(row_cells(name, choice, runs, runs_of.get(BASE[0])))
+            rows.append(row_cells(name, choice, runs, base))
             fine_rows.append([name, choice, *fine_cells(choice, runs)])
+            gain_rows.append([name, choice, *fine_gain_cells(name, choice, runs, base)])
             seed_rows.append(seed_cells(name, choice, runs))
             scores = [content["validation"][choice]["mR"] for content in runs]
             validation[f"{name}, {choice} evidence"] = mean(scores)
@@ -168,6 +203,7 @@ def tables(contents, names):
         (
             markdown(HEADS, rows),
             markdown(["row", "evidence", *FINE], fine_rows),
+            markdown(["row", "evidence", *(f"gain, {heading}" for heading in GAINS)], gain_rows),
             markdown(["row", "evidence", "seeds", "validation mR", "test mR"], seed_rows),
             f"the system, by the mean on validation: {best}; seeds of each row: {counts}",
         )

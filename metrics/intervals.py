@@ -199,17 +199,45 @@ def difference(runs_a, runs_b, same_seeds, samples=SAMPLES, seed=0):
     a = _columns(runs_a, first)  # (R, C + 1, I)
     b = _columns(runs_b, first)
     values = _figures(_mean_sums(a), images) - _figures(_mean_sums(b), images)  # (C + 1)
-    if same_seeds:
-        a_minus_b = a - b
-        a_minus_b[:, -1] = a[:, -1]  # the numbers of captions, by which hits are divided
-        drawn = _drawn_sums(a_minus_b, samples, seed, level=1)  # (S, C + 1)
-    else:
-        drawn_a = _drawn_sums(a, samples, seed, level=1)
-        drawn = drawn_a - _drawn_sums(b, samples, seed, level=2)
-        drawn[:, -1] = drawn_a[:, -1]
+    drawn = _drawn_differences(a, b, same_seeds, samples, seed)  # (S, C + 1)
     low, high = _bounds(drawn, images).tolist()
     columns = zip(values.tolist(), low, high, strict=True)
     return _named(first, [Difference(*column) for column in columns])
+
+
+def _drawn_differences(a, b, same_seeds, samples, seed):
+    """The sums over each draw (S, C + 1) of columns a minus those of b, as of `difference`.
+
+    The last column is that of both, by which hits are divided.
+    """
+    if same_seeds:
+        a_minus_b = a - b
+        a_minus_b[:, -1] = a[:, -1]
+        return _drawn_sums(a_minus_b, samples, seed, level=1)
+    drawn_a = _drawn_sums(a, samples, seed, level=1)
+    drawn = drawn_a - _drawn_sums(b, samples, seed, level=2)
+    drawn[:, -1] = drawn_a[:, -1]
+    return drawn
+
+
+def share_difference(runs_a, runs_b, names, same_seeds, samples=SAMPLES, seed=0):
+    """Difference a - b of shares of queries, in points, as a `Difference`.
+
+    runs_a, runs_b: a list of values by query for each run, all of the same queries. names: the
+    image of each query; images are drawn, each with its queries. same_seeds: as of `difference`.
+    """
+    _, images = np.unique(names, return_inverse=True)
+    queries = np.bincount(images)  # (I)
+
+    def columns(runs):
+        sums = [[np.bincount(images, weights=values), queries] for values in runs]
+        return np.array(sums, dtype=float)  # (R, 2, I)
+
+    a, b = columns(runs_a), columns(runs_b)
+    value = 100 * (_mean_sums(a)[0] - _mean_sums(b)[0]) / len(names)
+    hits, asked = _drawn_differences(a, b, same_seeds, samples, seed).T  # (S) each
+    low, high = np.percentile(100 * hits / asked, PERCENTILES).tolist()
+    return Difference(float(value), low, high)
 
 
 # ------------------------------------------------------------------ two files

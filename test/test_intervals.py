@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from metrics.intervals import bootstrap, compare, difference, figures
+from metrics.intervals import bootstrap, compare, difference, figures, share_difference
 from metrics.ranks import DIRECTIONS
 from metrics.tables import read_results
 
@@ -153,6 +153,20 @@ def test_intervals_hold_the_chance_of_training():
             within[level] += low <= 100 * truth <= high
     assert within["runs and images"] >= 85
     assert within["images"] <= 60
+
+
+@pytest.mark.parametrize("same_seeds", [True, False])
+def test_shares_of_queries_differ_as_recalls_of_captions_do(same_seeds):
+    own, other = ([table(seed=seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
+    expected = difference(own, other, same_seeds)["text_to_image"]["R@5"]
+    image_of_caption = np.repeat(np.arange(30), own[0]["captions"])
+
+    def by_caption(one):
+        shares = np.divide(one["text_to_image"]["R@5"], one["captions"])
+        return shares[image_of_caption]
+
+    values = [[by_caption(one) for one in runs] for runs in (own, other)]
+    assert share_difference(*values, image_of_caption, same_seeds) == pytest.approx(expected)
 
 
 def test_two_thousand_draws_take_less_than_a_second():
