@@ -316,7 +316,8 @@ def train_step(learner, train_set, batch, options, place):
     if cache is not None:
         gradient_cache.backward(cache, encode, wrapped, model.logit_scale)
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item()
+    trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM).item()
     if not math.isfinite(norm) and not scaler.is_enabled():
         raise _not_finite(f"gradient of norm {norm}", place, optimizer, train_set, batch)
     scaler.step(optimizer)
