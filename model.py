@@ -151,7 +151,10 @@ class FGCross(CLIP):
 
         An image without objects, mask (B, N) all False, keeps its normalised CLIP features exactly.
         """
+        has_objects = mask.any(1, keepdim=True)  # (B, 1)
         image_features = F.normalize(image_features, dim=-1)
+        # In fp16 the gradient of a normalised zero vector is not finite, though nothing uses it.
+        graph_features = torch.where(has_objects, graph_features, image_features)
         graph_features = F.normalize(graph_features, dim=-1)
         if self.fusion == "gate":
             both = torch.cat([image_features, graph_features], dim=-1)  # (B, 2 E)
@@ -159,7 +162,7 @@ class FGCross(CLIP):
         else:
             share = self.fusion
         fused = (1 - share) * image_features + share * graph_features
-        return torch.where(mask.any(1, keepdim=True), F.normalize(fused, dim=-1), image_features)
+        return torch.where(has_objects, F.normalize(fused, dim=-1), image_features)
 
     def branches(self, image_features, nodes, adjacency, mask):
         """CLIP's features (B, E) of a batch, with graphs, to CLIP, graph and fused, each (B, E).

@@ -237,6 +237,16 @@ def test_gradients_reach_every_parameter(random_model, device, fusion):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_gradients_are_finite_in_half_precision(random_model, fusion, precision):
+    network = random_model(fusion=fusion).train()
+    assert 0 in COUNTS  # an image without objects
+    with torch.autocast("cpu", precision):
+        gradients = backward(network, COUNTS)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_batch_without_any_object_leaves_the_graph_branch_alone(tiny_model, fusion):
     network = tiny_model(fusion=fusion).train()
     new = network.new_parameters()
