@@ -224,10 +224,10 @@ OPTIONS = (
            help="sizes, a file in models/, for training from scratch; default small"),
     option("--image-size", "train", "model", least=1, type=int,
            help="pixels a side: more for small objects, at a cost; default the model's own"),
-    option("--graph", "train", "model", choices=GRAPHS, default="object",
-           help="to compare with: none, a plain CLIP; counts, a bag of counts instead of a graph; "
-                "published, the published pass; exchanged, no-edges: control experiments, with "
-                "another image's graph or without edges"),
+    option("--graph", "train", "model", choices=GRAPHS, default="none",
+           help="a graph branch beside CLIP's: object, the GCN; counts, a bag of counts; published, "
+                "the published pass; exchanged, no-edges: control experiments, with another "
+                "image's graph or without edges. None gains beside object evidence"),
     option("--fusion", "train", "model", above=0, most=1, only=WITH_GRAPH, type=gate_or_number,
            default=0.5, metavar="gate|SHARE",
            help="the graph's share of the sum, up to 1; gate: learned, per image"),

@@ -219,7 +219,8 @@ def save_tiny(tmp_path, tiny_model_config):
     def save(name, *arguments, **state):
         from train import parse  # here, so that only these tests need all of training
 
-        options = parse(list(arguments))[0]
+        graph = [] if "--graph" in arguments else ["--graph", "object"]
+        options = parse([*graph, *arguments])[0]
         labels = read_label_map(options["labels"] or LABELS).lines
         torch.manual_seed(options["seed"])
         network = model.build(tiny_model_config, labels, options)
@@ -247,7 +248,8 @@ def run(mini, tmp_path, cache_folder, tiny_model_config, monkeypatch):
         folder = ["--out", str(tmp_path / out)] if out else []
         folder += ["--overwrite"] if overwrite else []
         device = [] if "--device" in arguments else ["--device", "cpu"]
-        small = ["--augment", *device, "--batch-size", "8", "--epochs", "1"]
+        graph = [] if {"--graph", "--resume"} & {*arguments} else ["--graph", "object"]
+        small = ["--augment", *device, *graph, "--batch-size", "8", "--epochs", "1"]
         train.main([*fixed, *folder, *small, *arguments])
         return tmp_path / out if out else None
 

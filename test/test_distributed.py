@@ -122,7 +122,16 @@ PAIRS = 4  # of a batch
 def one_step(root, text_layers=1, **changes):
     """(loss, {name: gradient}) of one step on the data set `five`."""
     training.step.MAX_GRAD_NORM = math.inf
-    given = ["--dataset", "five", "--data-root", str(root), "--precision", "fp32"]
+    given = [
+        "--dataset",
+        "five",
+        "--data-root",
+        str(root),
+        "--precision",
+        "fp32",
+        "--graph",
+        "object",
+    ]
     options = {**parse(given)[0], **changes}
     data = RetrievalData(options, *sources(options))
     images = data.image_set("train", 32, read_label_map())
@@ -357,7 +366,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 
 def test_frozen_towers_are_encoded_together(together, mini, tmp_path, models, cache_folder):
-    words = ["--train", "graph", "--augment", "--workers", "1"]
+    words = ["--graph", "object", "--train", "graph", "--augment", "--workers", "1"]
     two, one = tmp_path / "two", tmp_path / "one"
     assert together(2, run_child, [*arguments_of(mini, two), *words], models) == [0, 0]
     stored = {path.name: path.read_bytes() for path in cache_folder.glob("*features*")}

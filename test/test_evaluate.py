@@ -99,7 +99,7 @@ def test_a_result_tells_what_was_measured_on_what(tmp_path, checkpoint, mini, de
     assert content["command"] == f"python evaluate.py {' '.join(arguments)}"
     [written] = content["results"]
     assert written == json.loads(json.dumps(result))
-    trained = parse(["--dataset", "mini", "--data-root", str(mini)])[0]
+    trained = parse(["--dataset", "mini", "--data-root", str(mini), "--graph", "object"])[0]
     assert (trained["batch_size"], trained["caption_form"]) == (128, None)
     of_data = {name: trained[name] for name in DATA}
     expected = {

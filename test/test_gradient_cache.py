@@ -27,7 +27,7 @@ def step(mini, tiny_model, tiny_model_config, monkeypatch):
 
     def build(*arguments, features=False, **changes):
         given = ["--dataset", "mini", "--data-root", str(mini), "--precision", "fp32"]
-        options = {**parse([*given, *arguments])[0], **changes}
+        options = {**parse([*given, "--graph", "object", *arguments])[0], **changes}
         data = RetrievalData(options, *sources(options))
         images = data.image_set("train", 32, read_label_map())
         train_set = TrainingSet(

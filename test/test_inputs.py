@@ -34,7 +34,7 @@ def read(mini, tiny_model_config, cache_folder):
 
     def do(*arguments, root=mini):
         given = ["--dataset", "mini", "--data-root", str(root), "--batch-size", "8"]
-        options = parse([*given, *arguments])[0]
+        options = parse([*given, "--graph", "object", *arguments])[0]
         data_sets = find_data(options)
         return read_data(data_sets, options, tiny_model_config, read_label_map()), options
 

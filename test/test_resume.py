@@ -550,6 +550,7 @@ def test_generators_scaler_and_threads_are_as_they_were(
     tiny_model, tiny_model_config, tmp_path, device, capsys
 ):
     options = {**default_options("train"), "lr": 1e-5, "lr_new": 1e-3, "precision": "fp16"}
+    options["graph"] = "object"
     learner = make_learner(tiny_model().to(device), options, 9)
     learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 32.0})
     content = {"model": learner.model, "model_config": tiny_model_config, "options": options}
