@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 import evaluate
+import processes
 import train
 from dataloader import Source, det_json_folder, prepare_source
 from dataset import box_captions, scenes
@@ -66,7 +67,7 @@ def training_arguments(row, seed, options):
     arguments = ["--dataset", name]
     for flag, value in (("--data-root", root), ("--annotations", form), ("--det-json", det_json)):
         arguments += [flag, value] if value else []
-    return [*arguments, *recipe, *ROWS[row], "--seed", str(seed), *shlex.split(options.extra)]
+    return [*arguments, *recipe, *ROWS[row], "--seed", str(seed), *options.extra]
 
 
 def write_box_captions(options, out):
@@ -91,6 +92,11 @@ def train_row(row, seed, arguments, options):
     return folder
 
 
+def has_dev(arguments):
+    """Whether arguments of train.py draw the images of validation from training."""
+    return parse_options("train", __doc__, arguments).dev_images > 0
+
+
 def measure_row(folder, arguments, options):
     """A trained row's results: on "validation" and "test", each "without" evidence and "with".
 
@@ -103,7 +109,7 @@ def measure_row(folder, arguments, options):
         checkpoint += ["--data-root", options.data_root]
         checkpoint += ["--annotations", options.annotations or "auto"]
         checkpoint += ["--det-json", options.det_json] if options.det_json else []
-    validation = "dev" if "--dev-images" in arguments else "val"
+    validation = "dev" if has_dev(arguments) else "val"
     splits = {"validation": validation, "test": TEST_SPLIT.get(options.dataset, "test")}
     found = {}
     for name, split in splits.items():
@@ -131,12 +137,23 @@ def read_run(row, seed, options):
     path = path_of(row, seed, options)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before = content.get("arguments", [])
-    except (ValueError, AttributeError) as error:
+        before = content["arguments"]
+        if not all(content[name] for name in ("row", "validation", "test")):
+            raise ValueError("fields are empty")
+        content["test"]["with"]["fine"]
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: not the file of a run ({error}); remove it") from None
+    places = places_of(options)
     if _without_places(before) != _without_places(training_arguments(row, seed, options)):
         raise ValueError(f"{path}: of other options ({shlex.join(before)}); name another --out")
+    if content.get("places", places) != places:  # which older files do not hold
+        raise ValueError(f"{path}: of {content['places']}, not {places}; name another --out")
     return content
+
+
+def places_of(options):
+    """Where the data lie, as the user says: what box captions are made from."""
+    return [options.data_root, options.annotations, options.det_json]
 
 
 def _without_places(arguments):
@@ -174,6 +191,7 @@ def write_run(path, row, seed, arguments, options):
         "seed": seed,
         "dataset": options.dataset,
         "arguments": arguments,
+        "places": places_of(options),
         "seconds": round(time.monotonic() - begin),
         **measure_row(folder, arguments, options),
     }
@@ -189,15 +207,17 @@ def main(arguments=None):
     unknown = sorted(set(options.rows or ()) - set(ROWS))
     if unknown:
         raise ValueError(f"--rows {' '.join(unknown)}: expected some of {', '.join(ROWS)}")
+    if processes.started_together():
+        raise ValueError("ablate.py runs in one process: start it without torchrun")
     if options.data_root is None and options.dataset != "scenes":
         raise ValueError(f"--dataset {options.dataset} needs --data-root, the folder it lies in")
     Path(options.out).mkdir(parents=True, exist_ok=True)
     all_runs(options)  # a file of other options ends it before anything is trained
-    recipe = RECIPES.get(options.dataset, [])
     rows = options.rows or ROWS
-    if "--dev-images" in recipe:  # which would be drawn from images with made sentences
+    # Dev images would be drawn from images with made sentences.
+    if has_dev(training_arguments("global", options.seeds[0], options)):
         if "box-captions" in (options.rows or ()):
-            raise ValueError(f"--rows box-captions: not of {options.dataset}, whose recipe has dev")
+            raise ValueError("--rows box-captions: not with --dev-images; name the other rows")
         rows = [row for row in rows if row != "box-captions"]
     for seed in options.seeds:
         for row in rows:

@@ -78,7 +78,7 @@ def load(name_or_path, device="cpu", activation=None, image_size=None):
     """
     source = _source(str(name_or_path))
     weights, model_config = source.weights, source.model_config
-    activation = _agreed(source.path, source.activation, activation)
+    activation = agreed_activation(source.path, source.activation, activation)
     model_config = {**model_config, "activation": activation}
     if image_size is not None:
         weights, model_config = resized(weights, model_config, image_size)
@@ -106,7 +106,7 @@ def _source(name):
     return source
 
 
-def _agreed(path, told, wanted):
+def agreed_activation(path, told, wanted):
     """The activation of the CLIP in a file; told: what the file says, wanted: what the user says.
 
     Raises ValueError where both say it and differ, or neither does.
@@ -141,7 +141,7 @@ def export(checkpoint, out, naming="open_clip", activation=None):
         model, content = load_checkpoint(checkpoint)
         model_config, path = content["definition"], checkpoint
         told = model_config.get("activation", "quickgelu")
-        model_config = {**model_config, "activation": _agreed(path, told, activation)}
+        model_config = {**model_config, "activation": agreed_activation(path, told, activation)}
     if out.exists() and out.samefile(path):
         raise ValueError(f"{out}: --checkpoint reads this; name another place with --out")
     if model_config["text"]["layers"] == 0:

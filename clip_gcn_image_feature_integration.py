@@ -74,12 +74,14 @@ def load_model(name_or_path, device, activation=None):
 
     activation: of a CLIP whose weights do not tell it. The checkpoint dict of a file that is not
     ours has no data set; its other options are the defaults, for a CLIP without graph, and its path
-    is that of the file with the weights. Raises ValueError where there is no such file, or it is
-    none of these.
+    is that of the file with the weights. Raises ValueError where there is no such file, it is none
+    of these, or it has another activation.
     """
     if _is_plain_clip(name_or_path):
         return _load_plain_clip(name_or_path, device, activation)
     model, checkpoint = load_checkpoint(name_or_path, device)
+    told = checkpoint["definition"].get("activation", "quickgelu")
+    clip.agreed_activation(name_or_path, told, activation)
     if checkpoint["options"]["graph"] == "published":
         print(BATCHES, file=sys.stderr)
     checkpoint["options"] = {**plain_options(), **checkpoint["options"]}

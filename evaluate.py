@@ -55,7 +55,7 @@ from metrics.ranks import KS, per_image
 from metrics.result_page import write_page
 from metrics.tables import comparison, read_results, table, write_ranks, write_results
 from model import latest_checkpoint
-from options import DATA, FREE, parse_options, run
+from options import DATA, FREE, given_options, parse_options, run
 
 # ------------------------------------------------------------------ a model on a split
 
@@ -257,8 +257,6 @@ def _result(job, saved, options, given, found, evidence):
     """A result as it is written to --json. evidence: an Evidence or None."""
     records = job.data.records(options.split)
     is_plain_clip = "path" in saved
-    weights_file = Path(saved["path"] if is_plain_clip else job.checkpoint)
-    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
     table_by_image = per_image(found, [record.name for record in records], KS)
     return {
         "dataset": job.data.name,
@@ -266,9 +264,9 @@ def _result(job, saved, options, given, found, evidence):
         "origin": job.data.annotations.origin,
         "checkpoint": job.checkpoint,
         # Of the file, for a CLIP's name or folder too.
-        "checkpoint_sha256": digest,
+        "checkpoint_sha256": saved["sha256"],
         # Of what --clip named in training; a plain CLIP is where it starts.
-        "start_sha256": digest if is_plain_clip else saved.get("start_sha256"),
+        "start_sha256": saved["sha256"] if is_plain_clip else saved.get("start_sha256"),
         "definition": saved["definition"],
         "epoch": saved.get("epoch"),
         "caption_equivalence": options.caption_equivalence,
@@ -292,6 +290,13 @@ def _page_arguments(job, split, result, found, queries):
             query["items"] = top_items(found, captions, query["direction"], query["query"])
     files, detections, _ = job.data.files(split)
     return result, chosen, files, detections
+
+
+def _require_alone(name, all_given):
+    """Raise ValueError where other options stand beside one that uses none of them."""
+    for other in sorted(set(all_given) - {name, "debug"}):
+        flag = other.replace("_", "-")
+        raise ValueError(f"--{flag} does nothing with --{name}: leave it out")
 
 
 def _compare_files(paths):
@@ -318,6 +323,7 @@ def main(arguments=None):
     given = {name: getattr(options, name) for name in DATA}  # None: the checkpoint's shall hold
     with processes.group(options.device, "start the same command again"):
         if options.compare:
+            _require_alone("compare", given_options("evaluate", __doc__, arguments))
             return _compare_files(options.compare)
         with processes.first_of_machine_first():
             options.checkpoint = options.checkpoint or [latest_checkpoint()]
@@ -328,9 +334,16 @@ def _measured(options, given, arguments):
     """What `main` gives, of parsed options."""
     device = pick_device(options.device)
 
+    digests = {}
+
     @lru_cache(maxsize=1)  # several are read twice: only one at a time shall be in memory
     def load(checkpoint):
-        return load_model(checkpoint, device, options.activation)
+        model, saved = load_model(checkpoint, device, options.activation)
+        content = Path(saved.get("path", checkpoint)).read_bytes()
+        saved["sha256"] = hashlib.sha256(content).hexdigest()
+        if digests.setdefault(checkpoint, saved["sha256"]) != saved["sha256"]:
+            raise ValueError(f"{checkpoint}: changed meanwhile; evaluate it when its run has ended")
+        return model, saved
 
     with processes.first_of_machine_first():
         jobs = prepare(options, given, load)

@@ -82,11 +82,16 @@ def _open_locked(path, doing):
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = _holder(path)
             file.close()
             raise ValueError(
                 f"{escaped(path)}: {holder} {doing}; wait for it, stop it, or take another --out"
+            ) from None
+        except OSError as error:
+            file.close()
+            raise OSError(
+                f"{escaped(path)}: cannot be locked ({error.strerror}); take an --out elsewhere"
             ) from None
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

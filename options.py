@@ -12,6 +12,7 @@ option, add a row to OPTIONS: its bounds and what it goes with are checked and s
 import argparse
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -135,6 +136,21 @@ def output_path(path):
     return path
 
 
+def output_folder(path):
+    """An argparse type: a folder to be written to, which may be there."""
+    if Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{path} is a file; name a folder")
+    return path
+
+
+def quoted_words(text):
+    """An argparse type: words as on a command line, in one text: a list of them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 READERS = "train evaluate evidence audit"  # of whole data sets
 
 # fmt: off
@@ -205,12 +221,12 @@ OPTIONS = (
     option("--rows", "ablate", "run", nargs="+", metavar="ROW",
            help="rows of the table; default all of them"),
     option("--seeds", "ablate", "run", nargs="+", type=int, default=[0], metavar="SEED",
-           help="each row is trained with each; three or more tell chance from gain"),
-    option("--extra", "ablate", "run", default="", metavar="OPTIONS",
-           help='further options of train.py for all rows, in quotes: "--epochs 1"'),
+           help="each row is trained with each; three or more show the noise"),
+    option("--extra", "ablate", "run", default=[], type=quoted_words, metavar="OPTIONS",
+           help='further options of train.py for all rows: --extra="--epochs 1"; default none'),
     option("--figure", "ablate", "output", type=output_path, metavar="FILE",
            help="draw the gains with their intervals to this SVG file"),
-    option("--out", "ablate", "run", required=True, metavar="DIR",
+    option("--out", "ablate", "run", required=True, type=output_folder, metavar="DIR",
            help="folder for the runs' files; what is there is not run again"),
     option("--caption-form", "train evaluate evidence", "data", nargs="+", metavar="FORM",
            help="pir: cleaned as PIR and HarMA do, to compare with them; a text with {} goes "
@@ -225,9 +241,9 @@ OPTIONS = (
     option("--image-size", "train", "model", least=1, type=int,
            help="pixels a side: more for small objects, at a cost; default the model's own"),
     option("--graph", "train", "model", choices=GRAPHS, default="none",
-           help="a graph branch beside CLIP's: object, the GCN; counts, a bag of counts; published, "
-                "the published pass; exchanged, no-edges: control experiments, with another "
-                "image's graph or without edges. None gains beside object evidence"),
+           help="a branch beside CLIP's: object, the GCN; counts, a bag of counts; published, the "
+                "published pass; exchanged, no-edges: controls, with another image's graph or "
+                "without edges; beside object evidence none of them gains"),
     option("--fusion", "train", "model", above=0, most=1, only=WITH_GRAPH, type=gate_or_number,
            default=0.5, metavar="gate|SHARE",
            help="the graph's share of the sum, up to 1; gate: learned, per image"),
@@ -268,12 +284,12 @@ OPTIONS = (
     option("--seed", "train", "training", least=0, type=int, default=0,
            help="of all that is random; take several to see the noise"),
     # ------------------------------------------------------------------ the run
-    option("--out", "train", "run", free=True, metavar="DIR",
+    option("--out", "train", "run", free=True, type=output_folder, metavar="DIR",
            help="folder for checkpoints and log; default a new one, runs/<data set>-1, -2 ...; "
                 "with --resume the latest run's"),
     option("--resume", "train", "run", free=True, action="store_true",
            help="go on from last.pth in --out, bit for bit"),
-    option("--overwrite", "train", "run", free=True, action="store_true",
+    option("--overwrite", "train", "run", free=True, action="store_true", only={"out": GIVEN},
            help="begin anew in a folder that holds a model, which stays until there is a new one"),
     # ------------------------------------------------------------------ device
     option("--device",
@@ -836,7 +852,11 @@ def check_training(options, given):
     if options["train"] == "lora" and not options["clip"]:
         raise ValueError("--train lora adapts pretrained weights: name them by --clip")
     if options["train"] == "graph" and options["graph"] == "none":
-        raise ValueError("--train graph with --graph none leaves nothing to train")
+        raise ValueError(
+            "--train graph with --graph none leaves nothing to train: take --graph object or counts"
+        )
+    if "lr_new" in given and options["clip"] and options["graph"] == "none":
+        raise ValueError("--lr-new does nothing with --clip and --graph none: set --lr")
     if options["train"] == "graph" and options["augment"]:
         raise ValueError("--train graph takes images as they are: leave --augment out")
     if options["lora"][0] % 1 or options["lora"][0] < 1:
@@ -882,6 +902,8 @@ def for_resuming(saved, given):
             f"--resume: the run was begun with --margin {saved['margin']}, which is "
             f"{FIXED['margin']} for all now; start a new run in another --out"
         )
+    if given.get("overwrite"):
+        raise ValueError("--resume goes on with a run, --overwrite begins anew: leave one out")
     saved = {name: saved.get(name, usual) for name, usual in default_options("train").items()}
     differences = []
     for name, value in given.items():

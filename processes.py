@@ -25,6 +25,11 @@ SPEAKS = 1  # seconds in which a process shows its error, before torchrun ends a
 # ------------------------------------------------------------------ which process this is
 
 
+def started_together():
+    """Whether torchrun started this process with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def several():
     """Whether this process shares its run with others at the moment."""
     return dist.is_available() and dist.is_initialized()
@@ -62,7 +67,7 @@ def group(device_name, remedy):
     do after another process has ended, for the ConnectionError that this raises then. Raises
     ValueError where torchrun's environment is not whole.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not started_together():
         yield
         return
     _begin(device_name)

@@ -337,10 +337,11 @@ def train(options, checkpoint, lock):
         label_map = pick_label_map(options, checkpoint)
         data_sets = find_data(options)
         model, model_config, start_sha256 = prepare_model(options, checkpoint, label_map)
-        data = read_data(data_sets, options, model_config, label_map)
-        distributed.check(options, model_config, len(data.train_set))
+        distributed.check(options, model_config)
         if checkpoint is not None:
             distributed.check_resumed(options, model_config, checkpoint["state"])
+        data = read_data(data_sets, options, model_config, label_map)
+        distributed.check_images(options, len(data.train_set))
         freeze(model, options["train"])
         if options["recompute"]:
             recompute_blocks(model)

@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -111,9 +112,19 @@ def lines_of(row, result):
     return lines
 
 
+def _processor():
+    """The processor's name; on Linux Python does not know it."""
+    told = Path("/proc/cpuinfo")
+    if told.is_file():
+        for line in told.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def machine(device):
     """What the figures were measured on."""
-    processor = platform.processor() or platform.machine()
+    processor = _processor()
     if torch.device(device).type == "cuda":
         processor = torch.cuda.get_device_name(device)
     return {

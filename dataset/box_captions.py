@@ -63,9 +63,14 @@ def write(root, out, form, det_json):
 
     form: of the annotations; det_json: the folder of detections. Images and detections are not
     copied: the new root has links to the old one's files. What is there already is left as it is.
+    Raises ValueError where that was made from other folders.
     """
     root, out = Path(root), Path(out)
+    source = json.dumps([str(root.resolve()), form, str(Path(det_json).resolve())])
+    stamp = out / "made_from.json"
     if (out / "dataset.json").is_file():
+        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != source:
+            raise ValueError(f"{out}: sentences of other boxes; remove it, or name another --out")
         return
     annotations = read_annotations(root, form)
     index = index_images(root)
@@ -85,4 +90,5 @@ def write(root, out, form, det_json):
     for entry in sorted(root.iterdir()):
         if (entry.is_dir() or is_image(entry)) and not (out / entry.name).exists():
             os.symlink(entry.resolve(), out / entry.name, target_is_directory=entry.is_dir())
+    write_text(stamp, source)
     write_text(out / "dataset.json", json.dumps({"images": entries}))

@@ -147,6 +147,9 @@ def fine_gain(measure, name, choice, runs, base):
         values = [[side["per_image"] for side in sides] for sides in (own, others)]
         return difference(*values, same_seeds)[name]
     images = runs[0]["test"]["with"]["fine"][measure]["names"]
+    for run in [*runs, *compared]:
+        if run["test"]["with"]["fine"][measure]["names"] != images:
+            return None  # of another label map, which makes other queries
     values = [[side["per_query"][name] for side in sides] for sides in (own, others)]
     return share_difference(*values, images, same_seeds)
 

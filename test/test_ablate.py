@@ -146,6 +146,38 @@ def test_an_unknown_row_is_refused(small):
         small("best")
 
 
+def test_a_row_of_another_label_map_has_no_gain_in_other_queries(small):
+    whole, published = small("global", "published")
+    sets = [run["test"]["with"]["fine"]["counting"]["names"] for run in (whole, published)]
+    assert sets[0] != sets[1]
+    cells = ablation.fine_gain_cells("published", "without", [published], [whole])
+    assert cells[0] == "-"
+    assert ablation.fine_gain_cells("global", "with", [whole], [whole])[0] != "-"
+
+
+def test_a_file_that_is_no_run_is_told(small, tmp_path):
+    small("global")
+    path = tmp_path / "table" / "mini-global-0.json"
+    content = json.loads(path.read_text())
+    for name in ("row", "test"):
+        path.write_text(json.dumps({**content, name: {}}))
+        with pytest.raises(ValueError, match="mini-global-0.json: not the file of a run"):
+            small("global")
+
+
+def test_sentences_of_other_boxes_are_not_taken(small, mini, tmp_path):
+    small("box-captions")
+    out = tmp_path / "table" / "mini-box-captions"
+    box_captions.write(mini, out, "auto", mini / "det_json")
+    with pytest.raises(ValueError, match="mini-box-captions: sentences of other boxes; remove it"):
+        box_captions.write(mini, out, "auto", tmp_path)
+    path = tmp_path / "table" / "mini-box-captions-0.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "places": ["elsewhere", None, None]}))
+    with pytest.raises(ValueError, match="mini-box-captions-0.json: of .*elsewhere"):
+        small("box-captions")
+
+
 # ------------------------------------------------------------------ sentences from boxes
 
 

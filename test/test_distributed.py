@@ -235,6 +235,7 @@ def test_a_resnet_that_learns_keeps_to_one_process_or_several(before, now, monke
 
 MISTAKES = (  # processes, options, what is said
     (4, {"batch_size": 6}, "--batch-size 6: 4 processes share it; take a multiple of 4"),
+    (2, {"chunk": 4}, "--chunk 4 does nothing: a process has 4 pairs of a batch; take less"),
     (2, {"batch_size": 26}, "--batch-size 26: more than the 24 training images"),
     (
         1,
@@ -252,17 +253,19 @@ MISTAKES = (  # processes, options, what is said
 @pytest.mark.parametrize(("world", "changes", "said"), MISTAKES)
 def test_what_cannot_be_shared_is_refused(world, changes, said, monkeypatch):
     monkeypatch.setattr(processes, "world", lambda: world)
+    monkeypatch.setattr(processes, "several", lambda: world > 1)
     options = {**default_options("train"), "batch_size": 8, **changes}
     config = model_configs.read_model_config(options["model"] or "ViT-B-32")
     with pytest.raises(ValueError) as failure:
-        distributed.check(options, config, 24)
+        distributed.check(options, config)
+        distributed.check_images(options, 24)
     assert str(failure.value).startswith(said) and "\n" not in str(failure.value)
 
 
 @pytest.mark.parametrize("changes", [{"chunk": None}, {"train": "text"}, {"clip": "clip.pt"}])
 def test_a_resnet_is_taken_where_its_statistics_are_those_it_had(changes):
     options = {**default_options("train"), "batch_size": 8, "chunk": 2, **changes}
-    distributed.check(options, model_configs.read_model_config("small"), 24)
+    distributed.check(options, model_configs.read_model_config("small"))
 
 
 def test_a_chunk_that_is_the_batch_is_refused():

@@ -119,6 +119,16 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(traine
     assert changed(start, fine.model.state_dict()) and fine.scaler.get_scale() == 2.0**10
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_gradient_that_no_scale_makes_finite_ends_training(trained, tiny_model):
+    network = tiny_model().train()
+    network.gcn1.bias.register_hook(lambda gradient: gradient * math.nan)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**3)
+    with pytest.raises(FloatingPointError, match="gradient of norm nan in a step"):
+        trained(5, network=network, scaler=scaler)
+    assert scaler.get_scale() == 1
+
+
 def test_a_gradient_that_is_not_finite_ends_training_before_the_weights_change(trained, tiny_model):
     network = tiny_model().train()
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}

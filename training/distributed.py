@@ -22,22 +22,22 @@ from training.resume import processes_of
 # ------------------------------------------------------------------ before the first step
 
 
-def check(options, model_config, images):
+def check(options, model_config):
     """Raise ValueError where the options cannot be trained in as many processes or parts.
 
-    model_config: of the model; images: how many there are to train on.
+    model_config: of the model.
     """
     world = processes.world()
-    batch_size = options["batch_size"]
+    batch_size, chunk = options["batch_size"], options["chunk"]
     if batch_size % world:
         raise ValueError(
             f"--batch-size {batch_size}: {world} processes share it; take a multiple of {world}, "
             "or another number of processes"
         )
-    if world > 1 and batch_size > images:
+    if chunk is not None and chunk >= batch_size // world:
         raise ValueError(
-            f"--batch-size {batch_size}: more than the {images} training images; several "
-            "processes need whole batches, take less"
+            f"--chunk {chunk} does nothing: a process has {batch_size // world} pairs of a batch; "
+            "take less, or leave it out"
         )
     if not is_in_parts(options):
         return
@@ -52,6 +52,16 @@ def check(options, model_config, images):
             f"--model {model_config['name']}: a ResNet from scratch needs the statistics of whole "
             "batches; start from --clip, take the --model of a ViT, or train it in one process "
             "and without --chunk"
+        )
+
+
+def check_images(options, images):
+    """Raise ValueError where so many images to train on make no batch for several processes."""
+    batch_size = options["batch_size"]
+    if processes.several() and batch_size > images:
+        raise ValueError(
+            f"--batch-size {batch_size}: more than the {images} training images; several "
+            "processes need whole batches, take less"
         )
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import ftfy
 import PIL
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -126,7 +127,8 @@ def with_features(data, model, model_config, device, options):
 
 def image_features(folder, tower, model, images, device, options):
     """Features (I, E) of an ImageSet, from the folder or computed; tower: its digest."""
-    versions = [FEATURES, PREPROCESSING, PIL.__version__]
+    machine = [torch.__version__, torch.device(device).type]
+    versions = [FEATURES, PREPROCESSING, PIL.__version__, *machine]
     key = _digest_of([tower, versions, images.image_size, images.hashes])
     path = folder / f"{len(images)}-image-features-{key}.safetensors"
     portions = {"batch_size": encoded_at_once(options), "workers": options["workers"]}
@@ -135,7 +137,8 @@ def image_features(folder, tower, model, images, device, options):
 
 def text_features(folder, tower, model, captions, device):
     """Features (T, E) of captions, from the folder or computed; tower: its digest."""
-    key = _digest_of([tower, [FEATURES, ftfy.__version__], captions])
+    machine = [torch.__version__, torch.device(device).type]
+    key = _digest_of([tower, [FEATURES, ftfy.__version__, *machine], captions])
     path = folder / f"{len(captions)}-text-features-{key}.safetensors"
     return cached(path, lambda: encode_texts(model, captions, device))
 

@@ -194,15 +194,22 @@ def cut_log(path, lines):
     """Keep a log's first lines, and return them as dicts.
 
     What came after the saved state is trained and written again. Raises ValueError where lines are
-    missing.
+    missing or damaged.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    kept = text.splitlines(keepends=True)[:lines]
+    content = path.read_bytes() if path.is_file() else b""
+    kept = content.splitlines(keepends=True)[:lines]
     if len(kept) < lines:
         raise ValueError(f"--resume: {path} has {len(kept)} lines, but {lines} epochs are done")
+    try:
+        found = [json.loads(line) for line in kept]
+        text = b"".join(kept).decode()
+    except ValueError as error:
+        raise ValueError(
+            f"--resume: {path} is damaged ({error}); begin anew with --overwrite"
+        ) from None
     if processes.is_first():
-        write_text(path, "".join(kept))
-    return [json.loads(line) for line in kept]
+        write_text(path, text)
+    return found
 
 
 @contextmanager

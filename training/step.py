@@ -318,7 +318,7 @@ def train_step(learner, train_set, batch, options, place):
     scaler.unscale_(optimizer)
     trained = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM).item()
-    if not math.isfinite(norm) and not scaler.is_enabled():
+    if not math.isfinite(norm) and scaler.get_scale() <= 1:  # 1 but in fp16, which searches
         raise _not_finite(f"gradient of norm {norm}", place, optimizer, train_set, batch)
     scaler.step(optimizer)
     scaler.update()
