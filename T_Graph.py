@@ -17,12 +17,12 @@ from functools import lru_cache
 
 from dataset.vocabulary import NO_THINGS, ROOMS_FOR_KINDS, Vocabulary, singular
 from det_formats.det_json import LABELS, read_label_map
-from escaping import escaped
+from escaping import escaped, require_utf8
 from options import parse_options, run
 
-NOUNS = ("word", "kind", "thing")  # types of lexemes
+NOUNS = ("word", "kind", "thing")  # word classes, as of dataset/vocabulary.py
 BOUNDARIES = frozenset("be there with has place stop which it them cancel".split())
-SAID = ("thing", "attribute", "place")  # types of parts
+SAID = ("thing", "attribute", "place")  # word classes of parts
 
 
 # ------------------------------------------------------------------ graphs
@@ -72,8 +72,8 @@ def build_text_graph(sentence, label_map, north_up=False):
 class _Mentions:
     """The noun phrases of a sentence, with their counts and attributes.
 
-    nodes: one a mention of a kind; unknown: names of other things; parts: (type, value) of all that
-    matters to relations, in order. The value of a "thing" is its node, or None.
+    nodes: one a mention of a kind; unknown: names of other things; parts: (word class, value) of
+    all that matters to relations, in order. The value of a "thing" is its node, or None.
     """
 
     def __init__(self, sentence, lexemes, north_up):
@@ -84,9 +84,9 @@ class _Mentions:
         self._negated = ""  # "now" from "no" on, "still" behind the thing: "no ships or boats"
         self._each = False  # whether things that others have are named: "each with a pool"
         self._start_phrase()
-        types = ["stop", *(lexeme[0] for lexeme in lexemes), "stop"]
-        for i, (kind, value, start, end) in enumerate(lexemes):
-            self._read(kind, value, sentence[start:end], types[i], types[i + 2])
+        word_classes = ["stop", *(lexeme[0] for lexeme in lexemes), "stop"]
+        for i, (word_class, value, start, end) in enumerate(lexemes):
+            self._read(word_class, value, sentence[start:end], word_classes[i], word_classes[i + 2])
         self._boundary("stop")
 
     def _start_phrase(self):
@@ -96,72 +96,76 @@ class _Mentions:
         self._count = None  # (count, form)
         self._more = None  # what "at least" or "more than" add to the count
 
-    def _read(self, kind, value, words, before, after):
-        """One lexeme; before, after: types of its neighbours."""
-        if kind == "gerund":
-            kind = "word" if after in NOUNS else "verb"
-        if kind in NOUNS:
-            self._noun(kind, value, words, after)
-        elif kind in BOUNDARIES:
-            self._boundary(kind, value)
-        elif kind == "verb":
+    def _read(self, word_class, value, words, before, after):
+        """One lexeme; before, after: word classes of its neighbours."""
+        if word_class == "gerund":
+            word_class = "word" if after in NOUNS else "verb"
+        if word_class in NOUNS:
+            self._noun(word_class, value, words, after)
+        elif word_class in BOUNDARIES:
+            self._boundary(word_class, value)
+        elif word_class == "verb":
             self._verb(words, before, after)
-        elif kind in ("article", "no"):
+        elif word_class in ("article", "no"):
             self._close()
-            if kind == "no":
+            if word_class == "no":
                 self._negated = "now"
             else:
                 self._determiner = words.lower()
                 self._end_negation()
-        elif kind == "count":
+        elif word_class == "count":
             self._quantity(*value, words)
-        elif kind == "at least":
+        elif word_class == "at least":
             if after == "count":
                 self._close()
                 self._more = value
             else:  # "over" is a relation, too, that no image from above shows
                 self._boundary("relation", "")
-        elif kind == "or more":
+        elif word_class == "or more":
             if self._count and self._count[1] == "exact":
                 self._count = (self._count[0], "at_least")
-        elif kind == "attribute":
+        elif word_class == "attribute":
             self._close_nouns()
             self._attributes.append(value)
-        elif kind == "arrangement":
+        elif word_class == "arrangement":
             self._close_nouns()
             if self.parts[-1][0] in ("thing", "verb", "be", "attribute"):
                 self.parts.append(("attribute", value))
             else:
                 self._attributes.append(value)
-        elif kind == "shape":  # "ship shaped", "plane view"
+        elif word_class == "shape":  # "ship shaped", "plane view"
             self._nouns = []
-        elif kind in ("and", "comma") and before == "attribute" and after in (*NOUNS, "attribute"):
+        elif (
+            word_class in ("and", "comma")
+            and before == "attribute"
+            and after in (*NOUNS, "attribute")
+        ):
             if self.parts[-1][0] == "be":  # "are round and white"; else "a large, white plane"
-                self._boundary(kind)
-        elif kind == "of" and self._count and not self._nouns:
+                self._boundary(word_class)
+        elif word_class == "of" and self._count and not self._nouns:
             if self._count[1] == "exact":  # "two of the planes"
                 self._count = None
-        elif kind == "part":
+        elif word_class == "part":
             self._start_phrase()
             self.parts.append(("it", "part"))
-        elif kind == "relation it":
+        elif word_class == "relation it":
             self._boundary("relation", value)
             self.parts.append(("it", None))
-        elif kind == "compass":
+        elif word_class == "compass":
             self._boundary("relation", value if self._north_up else "")
         else:
-            self._boundary(kind, value)
+            self._boundary(word_class, value)
             if value == "holds":
                 self._count = (None, "many")
 
-    def _boundary(self, kind, value=None):
+    def _boundary(self, word_class, value=None):
         """What ends a noun phrase and matters to relations."""
         self._close()
-        if kind not in ("and", "comma", "of"):
+        if word_class not in ("and", "comma", "of"):
             self._negated = ""
-        if kind in ("stop", "there"):
+        if word_class in ("stop", "there"):
             self._each = False
-        self.parts.append((kind, value))
+        self.parts.append((word_class, value))
 
     def _end_negation(self):
         if self._negated == "still":
@@ -192,22 +196,25 @@ class _Mentions:
             if not words.lower().endswith("ed"):  # "beside the park"
                 self._nouns.append((words, None))
 
-    def _noun(self, kind, value, words, after):
+    def _noun(self, word_class, value, words, after):
         if self._nouns:
             last, last_value = self._nouns[-1]
-            is_plural = last_value[1] if last_value else singular(last.lower()) != last.lower()
-            if kind == "word" and (is_plural or after == "article"):
+            is_plural = singular(last.lower()) != last.lower()
+            if last_value:
+                is_plural = last_value.is_plural
+            if word_class == "word" and (is_plural or after == "article"):
                 # "the dam blocks the river", "waves beat on the beach"
                 self._close()
                 self.parts.append(("verb", None))
                 return
-            if kind == "kind" and not last_value and value[1] and after in ("article", "count"):
-                self._close()  # "a walkway bridges two buildings"
+            is_verb = word_class == "kind" and value.is_plural and after in ("article", "count")
+            if is_verb and not last_value:  # "a walkway bridges two buildings"
+                self._close()
                 self.parts.append(("verb", None))
                 return
             if last_value and is_plural:
                 self._close()
-        self._nouns.append((words, value if kind == "kind" else None))
+        self._nouns.append((words, value if word_class == "kind" else None))
 
     def _close_nouns(self):
         if self._nouns:
@@ -231,7 +238,7 @@ class _Mentions:
         kinds = [noun for noun in modifiers if noun[1]]
         things = [noun[0].lower() for noun in modifiers if not noun[1]]
         head = singular(words.lower())
-        if value and not (value[2] and modifiers):  # a "gas station" is no other station
+        if value and not (value.is_shared and modifiers):  # a "gas station" is no other station
             self._add_node(words, value)
         elif kinds and head.split()[-1] in ROOMS_FOR_KINDS:  # "plane parking area"
             self._count = (None, "unknown")
@@ -304,9 +311,9 @@ class _Relations:
         self._start_clause()
         parts = mentions.parts
         for i in range(1, len(parts)):
-            kind, value = parts[i]
+            word_class, value = parts[i]
             after = parts[i + 1][0] if i + 1 < len(parts) else "stop"
-            self._read(kind, value, parts[i - 1][0], after)
+            self._read(word_class, value, parts[i - 1][0], after)
 
     def _start_clause(self):
         self._subject = []  # the group that the clause is about
@@ -320,42 +327,42 @@ class _Relations:
         self._group_place = None
         self._of_part = False  # "three of them": what is said is not true of all
 
-    def _read(self, kind, value, before, after):
-        """One part; before, after: types of its neighbours."""
-        if kind == "thing":
+    def _read(self, word_class, value, before, after):
+        """One part; before, after: word classes of its neighbours."""
+        if word_class == "thing":
             self._thing(value, after)
-        elif kind == "relation":
+        elif word_class == "relation":
             self._open(value, before, after)
-        elif kind in ("it", "them"):
-            self._pronoun(kind, value, before, after)
-        elif kind == "place":
+        elif word_class in ("it", "them"):
+            self._pronoun(word_class, value, before, after)
+        elif word_class == "place":
             self._say_place(value, before, after)
-        elif kind == "attribute":
+        elif word_class == "attribute":
             self._say_attribute(value, before)
-        elif kind == "and":
+        elif word_class == "and":
             self._joins = "and" if self._joins or (before in SAID and self._may_join()) else ""
-        elif kind == "comma":
+        elif word_class == "comma":
             self._joins = "and" if before in SAID and self._may_join() else ""
-        elif kind == "of":
+        elif word_class == "of":
             self._joins = "of" if self._group and before == "thing" else ""
-        elif kind in ("with", "has"):
+        elif word_class in ("with", "has"):
             self._host = self._meant(before)
             self._joins = ""
             if not self._waits():
                 self._end_relation()
-        elif kind in ("be", "verb"):
+        elif word_class in ("be", "verb"):
             self._joins = ""
             self._is_named = False
-            if kind == "be" and not self._is_object:
+            if word_class == "be" and not self._is_object:
                 self._end_relation()
-        elif kind == "which":
+        elif word_class == "which":
             self._subject = self._group
             self._joins = ""
-        elif kind == "cancel":
+        elif word_class == "cancel":
             self._end_relation()
         elif not self._waits():  # "there", "stop"
             self._earlier = self._subject or self._earlier
-            place = self._place if kind == "there" else None
+            place = self._place if word_class == "there" else None
             self._start_clause()
             self._place = place
 
@@ -482,6 +489,9 @@ def main(arguments=None):
     options = parse_options("T_Graph", __doc__, arguments)
     if options.draw:
         images.check_picture_name(options.draw)
+    require_utf8(options.sentence, "sentence")
+    if not options.sentence.strip():
+        raise ValueError("sentence: empty; give one in quotes")
     label_map = read_label_map(options.labels or LABELS)
     graph = build_text_graph(options.sentence, label_map, options.north_up)
 

@@ -74,7 +74,7 @@ def write_box_captions(options, out):
     """Write the data root of the row box-captions, which has sentences made from the boxes."""
     source = Source(
         name=options.dataset,
-        root=Path(options.data_root or "data/scenes"),
+        root=Path(options.data_root or scenes.FOLDER),
         det_json=options.det_json,
         form=options.annotations or "auto",
     )

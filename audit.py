@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import simple_tokenizer
 from dataloader import det_json_folder, sources
-from dataset import images
+from dataset import images, scenes
 from dataset.annotations import read_annotations
 from det_formats import sanity
 from det_formats.det_json import LABELS, load_detections, read_label_map
@@ -188,7 +188,10 @@ def scan(root, form="auto"):
     """Read a data root's annotations and all images that they name; ValueError without any."""
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; check --data-root or --against")
+        remedy = "check --data-root or --against"
+        if Path(root) == Path(scenes.FOLDER):
+            remedy = "python -m dataset.scenes makes it"
+        raise ValueError(f"{root}: no such folder; {remedy}")
     annotations = read_annotations(root, form, leave_out_broken=True)
     splits = {split: records for split, records in annotations.splits.items() if records}
     if not splits:

@@ -75,7 +75,7 @@ def sources(options):
     found = []
     for name, root, det_json, form in zip(names, roots, det_jsons, forms, strict=True):
         if root is None and name == "scenes":
-            root = "data/scenes"
+            root = scenes.FOLDER
         if root is None:
             raise ValueError(f"--dataset {name} needs --data-root, the folder it lies in")
         found.append(Source(name, Path(root), det_json, form or "auto"))

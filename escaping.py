@@ -4,6 +4,16 @@ A root file because every room prints names of files.
 """
 
 
+def require_utf8(text, what):
+    """Raise ValueError for a text with a lone surrogate: of an argument that is not in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{what}: '{escaped(text)}' is not in UTF-8; set the terminal to it, or use a file"
+        ) from None
+
+
 def escaped(name):
     """A name or path as printable text: control characters, direction marks and the like escaped.
 

@@ -107,7 +107,7 @@ def weighted_scores(evidence, found, statements, images, texts):
 
 
 def _weighted_block(weight, matrix, images, texts):
-    """The same of a matrix (I, T) that is known."""
+    """weight x some images and texts of the evidence (I, T)."""
     return weight * matrix[np.ix_(images, texts)]
 
 
@@ -132,7 +132,7 @@ def choose_weight(tables, splits):
 
 
 def fit_beside(model, data, device, batch_size=64, workers=0):
-    """Evidence beside a model, from a `training.inputs.TrainingData`; None without detections.
+    """Evidence beside a model, from a `training.inputs.TrainingData`; None without detection files.
 
     Tables are of the training split, the weight of validation. Says what it gives.
     """
@@ -236,6 +236,7 @@ def in_json(evidence, label_map):
     }
 
 
+NAME_THE_DATA = "{}: not trained here; name its data: --dataset NAME"
 OF_DATA = ("dataset", "data_root", "det_json", "annotations", "caption_form", "dev_images")
 
 
@@ -248,16 +249,20 @@ def main(arguments=None):
     if Path(options.out).exists():
         raise ValueError(f"--out {options.out}: is there already; name a new file")
     usual = {**default_options("train"), "dataset": None}
-    if clip.is_clip_source(options.checkpoint) and options.dataset:
-        find_data(merged(given, usual))  # before a CLIP is downloaded
+    label_map = read_label_map(options.labels) if options.labels else None
+    if clip.is_clip_source(options.checkpoint):  # before a CLIP is downloaded
+        if not options.dataset:
+            raise ValueError(NAME_THE_DATA.format(options.checkpoint))
+        find_data(merged(given, usual))
     device = pick_device(options.device)
     model, checkpoint = load_model(options.checkpoint, device, options.activation)
     is_plain = "path" in checkpoint
     if options.labels and not is_plain:
         raise ValueError(f"--labels: {options.checkpoint} has its own; leave it out")
     if not (options.dataset or checkpoint["options"]["dataset"]):
-        raise ValueError(f"{options.checkpoint}: not trained here; name its data: --dataset NAME")
-    label_map = read_label_map(options.labels) if options.labels else LabelMap(checkpoint["labels"])
+        raise ValueError(NAME_THE_DATA.format(options.checkpoint))
+    if label_map is None:
+        label_map = LabelMap(checkpoint["labels"])
     of_data = {**merged(given, {**usual, **checkpoint["options"]}), "augment": []}
     data = read_data(find_data(of_data), of_data, checkpoint["definition"], label_map)
     evidence = fit_beside(model, data, device, options.batch_size, options.workers)

@@ -42,7 +42,7 @@ from dataset.images import files_below, is_image, open_image, require_detection_
 from dataset.statements import statements_of
 from det_formats.drawing import draw_graph
 from det_formats.measures import find
-from escaping import escaped
+from escaping import escaped, require_utf8
 from evidence import evidence_of, kind_names, of_checkpoint
 from metrics.likelihood import reasons
 from metrics.tables import write_csv
@@ -101,6 +101,7 @@ def read_queries(arguments):
         elif argument.endswith(".txt"):
             raise ValueError(f"--queries {argument}: no such file")
         elif argument.strip():
+            require_utf8(argument, "--queries")
             queries.append(argument.strip())
     if not queries:
         raise ValueError("--queries: expected a sentence or a text file with one a line")
@@ -231,7 +232,7 @@ def explain(query, hits, images, names, evidence, prefix):
     for place, i in enumerate(hits, start=1):
         print(f"  {place}. {escaped(names[i])}")
         if not images.detected[i]:
-            print("     no detections")
+            print("     no detection file")
             continue
         class_ids, boxes = images.boxes[i]
         one = find(class_ids, boxes, images.sizes[i], len(kinds))

@@ -84,8 +84,9 @@ def info_nce(both, logit_scale):
     scale = logit_scale.exp().clamp(max=MAX_SCALE)
     total = 0
     for direction in both:
-        others = direction.positives.scatter(1, direction.own[:, None], False)
-        logits = (scale * direction.scores).masked_fill(others, float("-inf"))  # (b, B)
+        other_positives = direction.positives.scatter(1, direction.own[:, None], False)
+        scores = scale * direction.scores
+        logits = scores.masked_fill(other_positives, float("-inf"))  # (b, B)
         total = total + F.cross_entropy(logits, direction.own)
     return total / 2
 

@@ -77,7 +77,7 @@ def read_folder(folder, images):
 
     Raises one ValueError for all files that cannot be read.
     """
-    require_detection_folder(folder)
+    require_detection_folder(folder, option="DET_JSON")
     files = match_detections(images.paths, folder)
     found = {}
     problems = []
@@ -152,7 +152,7 @@ def check_folder(folder, images):
     "errors" are lines: files or images that cannot be read, boxes wholly outside of their image,
     the same box twice. "warnings" are lines too: `findings_of`. The rest is counted.
     """
-    require_detection_folder(folder)
+    require_detection_folder(folder, option="DET_JSON")
     files = match_detections(images.paths, folder)
     used = {file for file in files.values() if file is not None}
     below = [Path(folder) / name for name in files_below(folder) if name.endswith(".json")]

@@ -195,17 +195,17 @@ def _by_tail(paths):
 # ------------------------------------------------------------------ folders of detections
 
 
-def require_detection_folder(path):
-    """Raise ValueError for a --det-json that is no folder; a file of others is called by name."""
+def require_detection_folder(path, option="--det-json"):
+    """Raise ValueError where an option names no folder; a file of others is called by name."""
     if Path(path).is_dir():
         return
     shown = escaped(path)
     if not Path(path).is_file():
-        raise ValueError(f"{shown}: no such folder; check --det-json")
+        raise ValueError(f"{shown}: no such folder; check {option}")
     foreign = foreign_format_of_file(path)
     if foreign:
         raise ValueError(f"{shown}: this is {foreign}; {SHOWN}")
-    raise ValueError(f"{shown}: a file; --det-json takes the folder of the detection files")
+    raise ValueError(f"{shown}: a file; {option} takes the folder of the detection files")
 
 
 def have_objects(files):

@@ -41,6 +41,7 @@ from writing import written_whole
 VERSION = 1
 
 
+FOLDER = "data/scenes"  # where nothing else is said
 MARKER = "scenes.json"  # says what a folder holds, and whether all of it is written
 
 
@@ -320,7 +321,7 @@ def main(arguments=None):
         folder = options.out or "data/twins"
         number = generate_twins(folder, options.seed)
     else:
-        folder = options.out or "data/scenes"
+        folder = options.out or FOLDER
         number = generate(folder, options.seed)
     print(f"{folder}: {number} scenes, {time.perf_counter() - start:.1f} s")
 

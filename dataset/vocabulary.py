@@ -7,6 +7,7 @@ by its form, as a verb in -ed or -ing, an adverb in -ly, or else a thing.
 
 import itertools
 import re
+from typing import NamedTuple
 
 MOST_WORDS = 256  # of a sentence that are read; a text tower sees 77 tokens
 
@@ -119,7 +120,7 @@ RELATIONS = {  # of the thing before the words to the one behind them; "" has no
     ),
 }
 COMPASS = {"north": "above", "south": "below", "west": "left", "east": "right"}
-WORDS = {  # type of a lexeme: words
+WORDS = {  # word class: words
     "article": "a, an, the, this, that one, single, another, the same, a single, these, those",
     "no": "no, not any, without, without any, without a, neither, nor, not a, not an",
     "or more": "or more",
@@ -264,6 +265,14 @@ def _by_form(word):
 # ------------------------------------------------------------------ the vocabulary
 
 
+class KindWord(NamedTuple):
+    """What a word, or several, says of the label map's kinds: the value of a lexeme "kind"."""
+
+    ids: tuple  # class ids, ascending: a word may stand for several
+    is_plural: bool
+    is_shared: bool  # whether it is the last word of several names: "court"
+
+
 class Vocabulary:
     """All phrases that are read, with the kinds of one label map.
 
@@ -273,7 +282,7 @@ class Vocabulary:
     """
 
     def __init__(self, lines):
-        self._phrases = {}  # words: (type, value)
+        self._phrases = {}  # words: (word class, value)
         self._add_kinds(lines)
         kinds = list(self._phrases)
         self._add_words()
@@ -289,10 +298,10 @@ class Vocabulary:
             for slip in _slips(word):
                 self._slips.setdefault(slip, word)
 
-    def _add(self, phrases, kind, value):
+    def _add(self, phrases, word_class, value):
         """Add phrases with commas between; what was added first stays."""
         for phrase in phrases.split(","):
-            self._phrases.setdefault(split(phrase), (kind, value))
+            self._phrases.setdefault(split(phrase), (word_class, value))
 
     def _add_kinds(self, lines):
         names = {}  # words: class ids
@@ -317,7 +326,7 @@ class Vocabulary:
             if ids:
                 last = name[-1]
                 for plural, word in [(False, last), *((True, word) for word in plurals(last))]:
-                    value = (tuple(sorted(ids)), plural, name in shared)
+                    value = KindWord(tuple(sorted(ids)), plural, name in shared)
                     words = (*name[:-1], word)
                     self._phrases.setdefault(words, ("kind", value))
                     self._phrases.setdefault(("".join(words),), ("kind", value))
@@ -372,7 +381,7 @@ class Vocabulary:
         return word
 
     def read(self, text):
-        """The lexemes of a text in lower case: (type, value, start, end) each, in order."""
+        """The lexemes of a text in lower case: (word class, value, start, end) each, in order."""
         tokens = list(itertools.islice(_TOKENS.finditer(text), MOST_WORDS))
         written = [token["word"] for token in tokens]
         words = [word if word in self._known else self._mended(word) for word in written]

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.statements import UNMENTIONED
 from det_formats.measures import COUNT_BINS, place_cell, relation_bins, shape_cell
-from metrics.likelihood import vote
+from metrics.likelihood import rounded_weight
 
 
 def bins_of(counts):
@@ -55,20 +55,20 @@ class Objects:
         result += self._of_unmentioned(tables)
         for kind, statement, weight in statements.counts:
             ratios = tables.counts[kind, statement] - tables.counts[kind, UNMENTIONED]  # by bin
-            result += vote(weight) * ratios[self.bins[:, kind]]
+            result += rounded_weight(weight) * ratios[self.bins[:, kind]]
         for kind, place, weight in statements.places:
             for row in np.flatnonzero(self.bins[:, kind]):
                 cell = place_cell(self.of_kind(row, kind), self.sizes[row])
-                result[row] += vote(weight) * tables.places[place, cell]
+                result[row] += rounded_weight(weight) * tables.places[place, cell]
         for kind, arrangement, weight in statements.arrangements:
             for row in np.flatnonzero(self.bins[:, kind]):
                 cell = shape_cell(self.of_kind(row, kind), self.sizes[row])
-                result[row] += vote(weight) * tables.arrangements[arrangement, cell]
+                result[row] += rounded_weight(weight) * tables.arrangements[arrangement, cell]
         for kind, other, relation, weight in statements.relations:
             for row in np.flatnonzero(self.bins[:, kind] * self.bins[:, other]):
                 own, others = self.of_kind(row, kind), self.of_kind(row, other)
                 cell = relation_bins(own, others, self.sizes[row])[relation]
-                result[row] += vote(weight) * tables.relations[relation, cell]
+                result[row] += rounded_weight(weight) * tables.relations[relation, cell]
         return result * self.detected
 
     def _of_unmentioned(self, tables):

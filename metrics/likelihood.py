@@ -23,8 +23,10 @@ from det_formats.measures import (
 
 # ------------------------------------------------------------------ tables
 
-STEP = 1 / 1024  # tables hold multiples of it and weights multiples of 1 / 64: sums are exact then,
-VOTE = 1 / 64  # in float32 too and in any order, so that equal images and sentences tie exactly
+# Entries and weights are multiples of these: their products and sums are exact in float32, in any
+# order, so that equal images and sentences tie exactly.
+TABLE_STEP = 1 / 1024
+WEIGHT_STEP = 1 / 64
 LARGEST = 6.0  # of an entry: one statement alone decides nothing
 
 OWN = 8  # mentions of a kind that count as much as the prior that all kinds share
@@ -44,8 +46,8 @@ class Tables(NamedTuple):
 def fit(found, statements, labels):
     """Tables from training images: what is Found in each, or None, and its sentences' Statements.
 
-    found: (I); statements: (I) lists; labels: K. An image without detections does not count. Each
-    image counts once, however many sentences it has.
+    found: (I); statements: (I) lists; labels: K. An image without a detection
+    file does not count. Each other one counts once, however many sentences it has.
     """
     bins = len(COUNT_BINS) + 1
     counts = np.zeros((labels, UNMENTIONED + 1, bins))
@@ -143,7 +145,7 @@ def _shared_ratios(found, expected, usual):
 
 
 def _rounded(ratios):
-    return (np.round(ratios.clip(-LARGEST, LARGEST) / STEP) * STEP).astype(np.float32)
+    return (np.round(ratios.clip(-LARGEST, LARGEST) / TABLE_STEP) * TABLE_STEP).astype(np.float32)
 
 
 # ------------------------------------------------------------------ scores
@@ -152,7 +154,7 @@ def _rounded(ratios):
 def scores(tables, found, statements):
     """Evidence (I, T), float32, of what is Found in images, or None, for sentences' Statements.
 
-    0 for an image without detections and for a sentence that states nothing of a known kind.
+    0 for an image without a detection file and for a sentence that states nothing of a known kind.
     """
     result = np.zeros((len(found), len(statements)), dtype=np.float32)
     images = [i for i, one in enumerate(found) if one is not None]
@@ -180,19 +182,19 @@ def _weights(statements, labels):
         if sentence.counts:
             counts[t, :, UNMENTIONED] = 1
         for kind, statement, weight in sentence.counts:
-            counts[t, kind, statement] += vote(weight)
-            counts[t, kind, UNMENTIONED] -= vote(weight)
+            counts[t, kind, statement] += rounded_weight(weight)
+            counts[t, kind, UNMENTIONED] -= rounded_weight(weight)
         for kind, place, weight in sentence.places:
-            places[t, kind, place] += vote(weight)
+            places[t, kind, place] += rounded_weight(weight)
         for kind, arrangement, weight in sentence.arrangements:
-            arrangements[t, kind, arrangement] += vote(weight)
+            arrangements[t, kind, arrangement] += rounded_weight(weight)
     parts = [part.reshape(len(statements), -1) for part in (counts, places, arrangements)]
     return np.concatenate(parts, axis=1)  # (T, U)
 
 
-def vote(weight):
-    """A statement's weight as a multiple of VOTE."""
-    return round(weight / VOTE) * VOTE
+def rounded_weight(weight):
+    """A statement's weight as a multiple of WEIGHT_STEP."""
+    return round(weight / WEIGHT_STEP) * WEIGHT_STEP
 
 
 def _looked_up(tables, found):
@@ -221,7 +223,7 @@ def _add_relations(result, tables, found, statements):
     for t, sentence in enumerate(statements):
         for kind, other, relation, weight in sentence.relations:
             row = sentences_of[kind, other].setdefault(t, np.zeros(len(RELATIONS), np.float32))
-            row[relation] += vote(weight)
+            row[relation] += rounded_weight(weight)
     for pair, weights in sentences_of.items():
         if pair in images_of:
             rows, ratios = zip(*images_of[pair], strict=True)
@@ -250,22 +252,25 @@ def reasons(tables, one, statements, names):
     unmentioned = tables.counts[np.arange(len(names)), UNMENTIONED, one.counts]  # (K)
     rest = unmentioned.sum() if statements.counts else 0.0
     for kind, statement, weight in statements.counts:
-        rest -= vote(weight) * unmentioned[kind]
-        value = vote(weight) * tables.counts[kind, statement, one.counts[kind]]
+        rest -= rounded_weight(weight) * unmentioned[kind]
+        value = rounded_weight(weight) * tables.counts[kind, statement, one.counts[kind]]
         found.append(Reason(f"{COUNTS[statement]} {names[kind]}", float(value)))
     for kind, place, weight in statements.places:
         if kind in one.places:
-            value = vote(weight) * tables.places[place, one.places[kind]]
+            value = rounded_weight(weight) * tables.places[place, one.places[kind]]
             found.append(Reason(f"{names[kind]}, {PLACES[place]}", float(value)))
     for kind, arrangement, weight in statements.arrangements:
         if kind in one.shapes:
-            value = vote(weight) * tables.arrangements[arrangement, one.shapes[kind]]
+            value = rounded_weight(weight) * tables.arrangements[arrangement, one.shapes[kind]]
             found.append(Reason(f"{names[kind]} {ARRANGEMENTS[arrangement]}", float(value)))
     for kind, other, relation, weight in statements.relations:
         if (kind, other) in one.pairs:
-            value = vote(weight) * tables.relations[relation, one.pairs[kind, other][relation]]
+            value = (
+                rounded_weight(weight)
+                * tables.relations[relation, one.pairs[kind, other][relation]]
+            )
             words = f"{names[kind]} {RELATIONS[relation]} {names[other]}"
             found.append(Reason(words, float(value)))
     if statements.counts:
-        found.append(Reason("nothing else said", float(rest)))
+        found.append(Reason("kinds that are not mentioned", float(rest)))
     return sorted(found, key=lambda reason: -abs(reason.evidence))

@@ -26,7 +26,7 @@ from dataset.statements import (
 from det_formats.det_json import LABELS as LABELS_FILE
 from det_formats.measures import COUNT_BINS, RELATIONS, find
 from evidence import Evidence
-from metrics.likelihood import LARGEST, OWN, STEP, fit, reasons, scores
+from metrics.likelihood import LARGEST, OWN, TABLE_STEP, fit, reasons, scores
 from model import load_checkpoint
 
 SIZE = (100, 100)
@@ -81,7 +81,7 @@ def random_world(seed, images=30, sentences=40):
 
 
 def random_tables(seed):
-    """Tables as `fit` gives them, of multiples of STEP."""
+    """Tables as `fit` gives them, of multiples of TABLE_STEP."""
     found, stated = random_world(seed)
     return fit(found, [stated[i : i + 2] for i in range(len(found))], LABELS)
 
@@ -163,9 +163,11 @@ def test_tables_of_relations_by_hand():
     usual = (10 + 1 / 8) / 21  # ten of twenty pairs lie so, one in eight cells added
     expected = math.log((10 + OWN * usual) / (10 + OWN) / usual)
     cell = one.pairs[0, 1][left]
-    assert tables.relations[left, cell] == pytest.approx(expected, abs=STEP)
+    assert tables.relations[left, cell] == pytest.approx(expected, abs=TABLE_STEP)
     other = one.pairs[1, 0][left]
-    assert tables.relations[left, other] == pytest.approx(math.log(OWN / (10 + OWN)), abs=STEP)
+    assert tables.relations[left, other] == pytest.approx(
+        math.log(OWN / (10 + OWN)), abs=TABLE_STEP
+    )
     beside = RELATIONS.index("beside")
     assert not tables.relations[beside].any()  # nobody said so
 
@@ -203,7 +205,7 @@ def test_each_image_counts_once_and_none_without_detections():
     once = [[sentence] for sentence in stated[: len(found)]]
     twice = [own * 2 for own in once]
     for first, second in zip(fit(found, once, LABELS), fit(found, twice, LABELS), strict=True):
-        np.testing.assert_allclose(first, second, atol=STEP)
+        np.testing.assert_allclose(first, second, atol=TABLE_STEP)
     kept = [i for i, one in enumerate(found) if one is not None]
     fewer = fit([found[i] for i in kept], [once[i] for i in kept], LABELS)
     for first, second in zip(fit(found, once, LABELS), fewer, strict=True):
@@ -233,7 +235,7 @@ def test_scores_do_not_depend_on_order_or_company_to_the_bit():
 
 def test_tables_hold_steps_within_bounds():
     for table in random_tables(2):
-        assert np.array_equal(table, np.round(table / STEP) * STEP)
+        assert np.array_equal(table, np.round(table / TABLE_STEP) * TABLE_STEP)
         assert np.abs(table).max() <= LARGEST and table.dtype == np.float32
 
 
