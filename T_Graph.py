@@ -1,6 +1,6 @@
 """Sentences to graphs: the kinds, counts and relations that a caption states.
 
-    python T_Graph.py "two planes left of a hangar" --draw graph.png
+    python T_Graph.py "two planes left of a pier" --draw graph.png
 
 prints and draws the graph of a sentence: the sister of an image's graph in `V_Graph.py`.
 `build_text_graph` goes through a sentence three times: `dataset/vocabulary.py` makes lexemes of its

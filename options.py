@@ -14,6 +14,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,8 +183,8 @@ OPTIONS = (
     option("--queries", "infer", "input", nargs="+", metavar="TEXT",
            help="sentences, or text files with one a line; default those of the samples"),
     option("--det-json", "infer", "input", metavar="DIR",
-           help="folder of detections that mirrors --images; default no graphs, but of the "
-                "samples theirs"),
+           help="folder of detections that mirrors --images; default none; for the samples, "
+                "det_json/"),
     option("--skip-unreadable", "infer detections-detect", "input", action="store_true",
            help="leave out images that cannot be read, and list them; default an error"),
     option("--against", "audit", "input", nargs=2, metavar=("A", "B"),
@@ -686,6 +687,11 @@ def end(message, code=2):
     raise SystemExit(code)
 
 
+def _show_in_a_line(message, *_):
+    """Print a warning without the place in the code, which --debug shows."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def answer_early(script, doc):
     """Answer --help and mistakes in the options before slow packages are imported.
 
@@ -714,6 +720,7 @@ def run(main):
     if "--debug" in sys.argv:
         main()
         return
+    warnings.showwarning = _show_in_a_line
     try:
         main()
         sys.stdout.flush()

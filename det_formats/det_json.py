@@ -74,7 +74,8 @@ class LabelMap:
         if label not in self._known:
             class_id = self._class_ids.get(_folded(label), self.other)
             if class_id == self.other:
-                warnings.warn(f"unknown label '{escaped(label)}' counts as 'other'", stacklevel=2)
+                shown = escaped(label)
+                warnings.warn(f"unknown label '{shown}': no label map line names it", stacklevel=2)
             self._known[label] = class_id
         return self._known[label]
 

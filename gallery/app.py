@@ -187,7 +187,7 @@ def page(searcher):
             sentence = gr.Textbox(
                 "",
                 label="Sentence",
-                placeholder="two planes beside a hangar",
+                placeholder="two ships beside a pier",
                 max_length=LONGEST,
                 max_lines=1,
                 scale=6,

@@ -63,8 +63,8 @@ def kind_swap_set(records, label_map, seed=0):
     """A Query for each caption that names a kind of the LabelMap for which others can stand.
 
     All names of the kind in the caption are exchanged for that of another, in the same number, with
-    its article. Others are kinds that no caption of the image mentions, those that the captions of
-    the split do first. Of several kinds in a caption one is drawn.
+    its article. Others are kinds that no caption of the image mentions; those that captions of the
+    split mention come first. Of several kinds in a caption one is drawn.
     """
     graphs = {}
     mentioned_in = [set() for _ in records]
