@@ -262,9 +262,9 @@ def main(arguments=None):
     options = parse_options("infer", __doc__, arguments)
     det_json = options.det_json
     if options.images:
-        paths, names = find_files(options.images)
+        paths, mirrored_names = find_files(options.images)
     else:
-        paths, names = find_files([str(SAMPLES)])
+        paths, mirrored_names = find_files([str(SAMPLES)])
         det_json = det_json or SAMPLES.parent / "det_json"
     if det_json:
         require_detection_folder(det_json)  # before a model is loaded
@@ -272,28 +272,29 @@ def main(arguments=None):
     if options.explain:
         begin_folder(options.explain)
     device = pick_device(options.device)
-    name = options.checkpoint or latest_checkpoint()
-    model, checkpoint = load_model(name, device, options.activation)
+    checkpoint_path = options.checkpoint or latest_checkpoint()
+    model, checkpoint = load_model(checkpoint_path, device, options.activation)
     if options.images:
         warn_of_scenes(checkpoint)
     evidence = of_checkpoint(checkpoint, options.evidence)
     if options.explain and evidence is None:
         raise ValueError("--explain: this model has no object evidence, or it is switched off")
     texts = prepared_sentences(queries, checkpoint["options"]["caption_form"])
-    detections = detections_of(names, det_json)
+    detections = detections_of(mirrored_names, det_json)
     found = encode_files(model, checkpoint, paths, detections, device, options.batch_size)
     require_enough(found, len(paths), options.skip_unreadable)
-    names = [names[i] for i in found.readable]
+    mirrored_names = [mirrored_names[i] for i in found.readable]
+    detections = [detections[i] for i in found.readable]
     if det_json and evidence is None and checkpoint["options"]["graph"] == "none":
         print("this model has no graph branch: detections change nothing")
-    say_what_is_missing(found.images, names, [detections[i] for i in found.readable], det_json)
+    say_what_is_missing(found.images, mirrored_names, detections, det_json)
     scores = encode_texts(model, texts, device) @ found.features.T  # (queries, images)
     if evidence is not None:
         added = evidence_of(evidence.tables, found.images, queries)  # (images, queries)
         scores = scores + evidence.weight * torch.from_numpy(added).T
         print(f"scores are cosine + {evidence.weight:g} x object evidence")
     if not torch.isfinite(scores).all():
-        raise ValueError(f"{name}: the model gives scores that are not finite")
+        raise ValueError(f"{checkpoint_path}: the model gives scores that are not finite")
 
     if options.images:
         names = [path.as_posix() for path in found.images.paths]  # as they were given
@@ -318,11 +319,11 @@ def main(arguments=None):
     if options.explain:
         for q, query in enumerate(queries):
             reaching = len(ranked[q]["images"])  # as many as reach the threshold
-            hits = scores[q].sort(descending=True, stable=True).indices[:reaching].tolist()
-            explain(query, hits, found.images, names, evidence, f"{options.explain}/query-{q + 1}")
+            best = scores[q].sort(descending=True, stable=True).indices[:reaching].tolist()
+            explain(query, best, found.images, names, evidence, f"{options.explain}/query-{q + 1}")
     if options.csv:
-        hits = ranking(scores, names, queries, len(names), threshold)
-        write_csv(options.csv, ["query", "rank", "image", "score"], pairs(hits))
+        all_ranked = ranking(scores, names, queries, len(names), threshold)
+        write_csv(options.csv, ["query", "rank", "image", "score"], pairs(all_ranked))
     if options.json:
         content = {
             "images": names,
