@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import itertools
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -250,6 +251,7 @@ def _matrices(slots, boxes):
 def main(arguments=None):
     # The command alone draws and opens images; the functions above need neither.
     from dataset import images
+    from det_formats import sanity
     from det_formats.drawing import draw_graph
 
     options = parse_options("V_Graph", __doc__, arguments)
@@ -264,6 +266,8 @@ def main(arguments=None):
     file = escaped(options.detections)
     print(f"{file}: {len(graph)} objects in {image.width} x {image.height} pixels")
     print(f"{len(seen)} of {len(graph)} objects are seen by the model")
+    for kind, evidence in sanity.findings({file: _box_array(detections)}, {file: image.size}):
+        print(f"warning: {kind}: {evidence}", file=sys.stderr)
     for i, node in graph.nodes(data=True):
         cx, cy, w, h, angle, score = node["box"]
         label = escaped(node["label"])

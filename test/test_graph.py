@@ -286,7 +286,8 @@ def test_the_command_prints_and_draws_a_sample(tmp_path, capsys):
     image = ROOT / "test" / "sample_1.png"
     files = [str(path), "--image", str(image), "--draw", str(target)]
     V_Graph.main([*files, "--max-objects", "4"])
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert warned == ""
     assert "5 objects in 128 x 128 pixels" in printed
     assert "4 of 5 objects are seen by the model" in printed
     lines = [line for line in printed.splitlines() if " ship " in line]
@@ -303,6 +304,14 @@ def test_the_command_prints_and_draws_a_sample(tmp_path, capsys):
         graph = build_graph(detections, original.size)
         expected = draw_graph(original.convert("RGB"), graph, seen=[0, 1, 2, 3])
         assert np.array_equal(np.asarray(drawn), np.asarray(expected))
+
+
+def test_the_command_warns_of_implausible_boxes(tmp_path, capsys):
+    path = tmp_path / "scene.json"
+    path.write_text(json.dumps([detection(cx=300, angle=50.0)]))
+    V_Graph.main([str(path), "--image", str(ROOT / "test" / "sample_1.png")])
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in warnings] == [" degrees", " outside"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".tif", ".bmp", ".webp", ".gif"])
