@@ -921,8 +921,6 @@ def for_resuming(saved, given):
             "--resume: these options alter the result; leave them out to go on, or start a new "
             "run in another --out:\n" + "\n".join(differences)
         )
-    if given.get("overwrite"):
-        raise ValueError("--resume goes on with a run, --overwrite begins anew: leave one out")
     of_this_call = {"resume": False, "overwrite": False, "debug": False}
     free = {name: value for name, value in given.items() if name in FREE}
     return {**saved, **of_this_call, **free}

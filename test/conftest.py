@@ -246,7 +246,7 @@ def run(mini, tmp_path, cache_folder, tiny_model_config, monkeypatch):
         monkeypatch.setattr(learner, "read_model_config", lambda name: model_config)
         fixed = ["--dataset", "mini", "--data-root", str(mini)]
         folder = ["--out", str(tmp_path / out)] if out else []
-        folder += ["--overwrite"] if overwrite and "--resume" not in arguments else []
+        folder += ["--overwrite"] if overwrite else []
         device = [] if "--device" in arguments else ["--device", "cpu"]
         graph = [] if {"--graph", "--resume"} & {*arguments} else ["--graph", "object"]
         small = ["--augment", *device, *graph, "--batch-size", "8", "--epochs", "1"]

@@ -226,7 +226,7 @@ def test_nonsense_boxes_are_a_warning(convert, capsys):
         (["convert", "dota", "x", "--nms", "2"], "--nms 2.0: expected 1 or less"),
         (["convert", "yolo", "x", "--names", "{tmp}/data.yaml"], "of a data.yaml copy the names"),
         (["export", "coco", "x", "--scores"], "--scores does nothing without format dota|yolo-obb"),
-        (["export", "dota", "{tmp}/no"], "no such folder; check --det-json"),
+        (["export", "dota", "{tmp}/no"], "no such folder; check DET_JSON"),
     ],
 )
 def test_mistakes_are_told_in_a_line(tiles, tmp_path, arguments, message):

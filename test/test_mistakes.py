@@ -40,7 +40,7 @@ MISTAKES = (  # script, command line, what the message says
         "--lr-new does nothing with --clip and --graph none",
     ),
     ("train", "--train graph", "leaves nothing to train: take --graph object"),
-    ("train", "--out requirements.txt", "--out: requirements.txt is a file; name a folder"),
+    ("train", f"--out {ROOT}/requirements.txt", "requirements.txt is a file; name a folder"),
     ("train", "--lr 1e-4", "--lr does nothing without --clip"),
     ("train", "--activation gelu", "--activation does nothing without --clip"),
     ("train", "--clip ViT-B/32 --lr 0", "--lr 0.0: expected more than 0"),
