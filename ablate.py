@@ -6,7 +6,8 @@
 A row is a set of options of train.py. All rows of a data set have the same recipe, and those of a
 seed the same order of data and the same first weights of the parts that they share. Each is
 measured once on the test split (of rsicd: `val`; its validation is drawn from train), with the
-object evidence and without. "The system" is the row with the best mean on validation.
+object evidence and without. "The system" is the row with the best mean on validation, of those with
+the most seeds.
 
 Each run leaves one small JSON file in --out, its weights go. What is there is not run again; a run
 that was stopped goes on. At the end the table is printed, of all files of the data set in --out. A

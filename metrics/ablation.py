@@ -187,19 +187,22 @@ def seed_cells(name, choice, runs):
 def tables(contents, names):
     """Markdown tables of all runs' contents, and a line that names the system.
 
-    names: of the rows, in their order.
+    names: of the rows, in their order. The system is chosen among the rows of the most seeds: means
+    over other seeds do not compare.
     """
     runs_of = by_row(contents, names)
     rows, fine_rows, gain_rows, seed_rows, validation = [], [], [], [], {}
     base = runs_of.get(BASE[0])
+    most_seeds = max(map(len, runs_of.values()))
     for name, runs in runs_of.items():
         for choice in ("without", "with"):
             rows.append(row_cells(name, choice, runs, base))
             fine_rows.append([name, choice, *fine_cells(choice, runs)])
             gain_rows.append([name, choice, *fine_gain_cells(name, choice, runs, base)])
             seed_rows.append(seed_cells(name, choice, runs))
-            scores = [content["validation"][choice]["mR"] for content in runs]
-            validation[f"{name}, {choice} evidence"] = mean(scores)
+            if len(runs) == most_seeds:
+                scores = [content["validation"][choice]["mR"] for content in runs]
+                validation[f"{name}, {choice} evidence"] = mean(scores)
     best = max(validation, key=validation.get)
     counts = ", ".join(f"{name} {len(runs)}" for name, runs in runs_of.items())
     return "\n\n".join(

@@ -120,6 +120,7 @@ def test_the_table_is_of_all_runs_and_compares_equal_seeds(small, tmp_path, caps
     line = next(line for line in table if line.startswith("| fused | without |"))
     alone = ablation.row_cells("fused", "without", small("fused", seeds=(1,))[2:], runs[1:])
     assert line == f"| {' | '.join(alone)} |"
+    assert "on validation: global, w" in table[-1]  # fused has fewer seeds
 
 
 def test_the_figure_has_each_gain_at_its_place(small, tmp_path):
