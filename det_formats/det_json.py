@@ -75,7 +75,7 @@ class LabelMap:
             class_id = self._class_ids.get(_folded(label), self.other)
             if class_id == self.other:
                 shown = escaped(label)
-                warnings.warn(f"unknown label '{shown}': no label map line names it", stacklevel=2)
+                warnings.warn(f"unknown label '{shown}': in no line of the label map", stacklevel=2)
             self._known[label] = class_id
         return self._known[label]
 
