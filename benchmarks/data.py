@@ -274,6 +274,7 @@ def graph_epoch(device, small):
     options = {
         **default_options("train"),
         "train": "graph",
+        "graph": "object",
         "augment": [],
         "batch_size": batch_size,
         "precision": "fp32",
