@@ -54,7 +54,7 @@ from metrics.queries import query_rows, top_items, worst_and_best
 from metrics.ranks import KS, per_image
 from metrics.result_page import write_page
 from metrics.tables import comparison, read_results, table, write_ranks, write_results
-from model import latest_checkpoint
+from model import latest_checkpoint, objects_seen
 from options import DATA, FREE, given_options, parse_options, run
 
 # ------------------------------------------------------------------ a model on a split
@@ -174,8 +174,8 @@ def image_content(data, split, saved):
         problems=tuple(problems),
         image_size=saved["definition"]["image_size"],
         labels=tuple(saved["labels"]),
-        max_objects=data.options["max_objects"],
-        graph="object" if data.options["graph"] == "none" else data.options["graph"],
+        max_objects=objects_seen(data.options),
+        graph=data.options["graph"],
         exchange_seed=data.options["seed"] if exchanged else None,
     )
 
@@ -365,7 +365,7 @@ def _measured(options, given, arguments):
                 scorer=Scorer(model, job.images, split, evidence, device),
                 records=records,
                 label_map=job.images.label_map,
-                detected=[job.images.boxes[source][0] for source in job.images.source],
+                class_ids=[job.images.boxes[source][0] for source in job.images.source],
                 root=job.data.root,
                 caption_form=job.data.options["caption_form"],
                 retrievals=(plain, None if evidence is None else found),

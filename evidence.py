@@ -66,7 +66,7 @@ def found_in(images):
     result = []
     for i in images.source:
         one = None
-        if images.detected[i]:
+        if images.has_file[i]:
             one = find(*images.boxes[i], images.sizes[i], labels)
         result.append(one)
     return result
@@ -82,7 +82,7 @@ def statements_in(sentences, label_map):
 
 def fit_on(images, captions):
     """Tables from an ImageSet and the captions of each image; None without any detection file."""
-    if not any(images.detected):
+    if not any(images.has_file):
         return None
     known = statements_in(list(itertools.chain(*captions)), images.label_map)
     remaining = iter(known)

@@ -231,7 +231,7 @@ def explain(query, hits, images, names, evidence, prefix):
         print(f"  matched by pixels only: {', '.join(graph.graph['unknown'])}")
     for place, i in enumerate(hits, start=1):
         print(f"  {place}. {escaped(names[i])}")
-        if not images.detected[i]:
+        if not images.has_file[i]:
             print("     no detection file")
             continue
         class_ids, boxes = images.boxes[i]

@@ -221,6 +221,11 @@ def branch_of(graph):
     return "object" if graph in ("exchanged", "no-edges") else graph
 
 
+def objects_seen(options):
+    """The most objects of an image that a model's graph branch takes; 0 without a branch."""
+    return 0 if options["graph"] == "none" else options["max_objects"]
+
+
 def build(model_config, labels, options):
     """A model with random weights. labels: lines of the label map; options: with the model's."""
     kind = PublishedFGCross if options["graph"] == "published" else FGCross

@@ -245,7 +245,7 @@ OPTIONS = (
     option("--graph", "train", "model", choices=GRAPHS, default="none",
            help="a branch beside CLIP's: object, the GCN; counts, a bag of counts; published, the "
                 "published pass; exchanged, no-edges: controls, with another image's graph or "
-                "without edges; beside object evidence none of them gains"),
+                "without edges; none was found to gain beside object evidence"),
     option("--fusion", "train", "model", above=0, most=1, only=WITH_GRAPH, type=gate_or_number,
            default=0.5, metavar="gate|SHARE",
            help="the graph's share of the sum, up to 1; gate: learned, per image"),
@@ -259,7 +259,8 @@ OPTIONS = (
     option("--clip", "train", "start",
            help="a name or file for clip.load: best on small data sets; default from scratch"),
     option("--train", "train", "start", choices=TRAINED, default="all",
-           help="what learns besides new layers, which always do; graph and lora take less memory"),
+           help="what learns besides new layers, which always do; graph and lora take less memory; "
+                "graph needs --graph object or counts, lora needs --clip"),
     option("--lr", "train", "start", above=0, only={"clip": GIVEN}, type=number,
            help="rate of pretrained layers and adapters; lower it where they unlearn; default "
                 "1e-5, of --train lora 2e-4"),
@@ -272,7 +273,8 @@ OPTIONS = (
     option("--epochs", "train", "training", least=1, type=int, default=20,
            help="raise while validation still improves"),
     option("--lr-new", "train", "training", above=0, type=number, default=2e-3,
-           help="rate of new layers, without --clip of all; lower it where the loss jumps"),
+           help="rate of new layers, which --graph brings, and without --clip of all; lower it "
+                "where the loss jumps"),
     option("--weight-decay", "train", "training", least=0, type=number, default=0.1,
            help="of matrices; raise where training fits and validation does not"),
     option("--loss", "train", "training", choices=LOSSES, default="infonce",

@@ -293,7 +293,9 @@ def add_evidence(out, data, options):
     again = resume_command(out)
     print(f"trained; now the object evidence is fitted. If it is stopped here, fit it by: {again}")
     evidence = fit_beside(model, data, device, encoded_at_once(options), options["workers"])
-    if evidence is not None:
+    if evidence is None:
+        print("no training image has a detection file: there is no object evidence to fit")
+    else:
         add_to_checkpoint(path, evidence=as_field(evidence))
 
 

@@ -24,7 +24,7 @@ from dataset.batches import GRAPH, ImageSet, TrainingSet
 from dataset.stream import ImageStream
 from det_formats.det_json import read_label_map
 from model import build
-from options import default_options
+from options import default_options, for_training
 from training.inputs import TrainingData, with_features
 from training.step import freeze, make_learner, set_training_mode, train_step
 from V_Graph import EDGE_DECAY, GEOMETRY, batch_from_boxes
@@ -271,14 +271,8 @@ def graph_epoch(device, small):
     name, number, batch_size = ("small", 16, 8) if small else ("ViT-B-32", 64, 32)
     repetitions = 1 if small else 3
     label_map = read_label_map()
-    options = {
-        **default_options("train"),
-        "train": "graph",
-        "graph": "object",
-        "augment": [],
-        "batch_size": batch_size,
-        "precision": "fp32",
-    }
+    changes = {"train": "graph", "graph": "object", "batch_size": batch_size, "precision": "fp32"}
+    options = for_training({**default_options("train"), **changes}, given={})
     torch.manual_seed(0)
     model_config = read_model_config(name)
     model = build(model_config, label_map.lines, options).to(device)

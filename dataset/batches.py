@@ -37,21 +37,21 @@ AT_ONCE = 256  # images whose graphs are made together
 class Images(Dataset):
     """Image files with the boxes of their detections: what a set and a stream have in common.
 
-    paths: image files; boxes: (class ids, boxes) of each, as `V_Graph.detection_arrays`; detected:
-    whether each has a detection file; source: whose graph an image gets; edges=False leaves the
-    edges out; published=True gives graphs by `V_Graph.published_arrays`; sizes: (width, height) of
-    each in pixels, as far as known.
+    paths: image files; boxes: (class ids, boxes) of each, as `V_Graph.detection_arrays`; has_file:
+    whether each has a detection file; source: whose graph an image gets; max_objects: 0 for a model
+    without graph branch; edges=False leaves the edges out; published=True gives graphs by
+    `V_Graph.published_arrays`; sizes: (width, height) of each in pixels, as far as known.
     """
 
     def __init__(
-        self, paths, boxes, detected, *, image_size, label_map, max_objects, edges, published
+        self, paths, boxes, has_file, *, image_size, label_map, max_objects, edges, published
     ):
         self.paths = [Path(path) for path in paths]
         self.boxes = boxes
         self.sizes = [None] * len(self.paths)
-        self.detected = detected
+        self.has_file = has_file
         self.source = np.arange(len(self.paths))
-        self.missing = detected.count(False)
+        self.missing = has_file.count(False)
         self.image_size = image_size
         self.label_map = label_map
         self.max_objects = max_objects
@@ -64,6 +64,8 @@ class Images(Dataset):
         if self.published:
             other = len(self.label_map) - 1
             return int((class_ids >= other).sum())
+        if self.max_objects == 0:
+            return 0
         return max(0, len(class_ids) - self.max_objects)
 
     def __len__(self):
@@ -85,11 +87,11 @@ class Images(Dataset):
 
     def counts(self):
         """What is missing or left out, in words."""
+        missing = f"{self.missing} of {len(self)} images without a detection file"
+        if self.max_objects == 0:
+            return missing
         kind = "of other labels" if self.published else f"beyond {self.max_objects}"
-        return (
-            f"{self.missing} of {len(self)} images without a detection file, "
-            f"{self.dropped} objects {kind} dropped"
-        )
+        return f"{missing}, {self.dropped} objects {kind} dropped"
 
     def findings(self, indices=None):
         """What seems wrong with the boxes of these images (default all), by `sanity.findings`."""
@@ -211,7 +213,7 @@ class ImageSet(Images):
 
     def item(self, i, affine=None, graph=True):
         """Item i, its detections moved by `affine` (2, 3), or without its graph."""
-        if affine is None and graph:
+        if self.max_objects == 0 or (affine is None and graph):
             return self[i]
         source = self.source[i]
         size = self.sizes[source]

@@ -69,7 +69,7 @@ def write_found(detector, files, settings, label_map):
     images = objects = 0
     left_out = []
     unreadable = []
-    found = detected(detector, list(files), settings, label_map, unreadable)
+    found = detect_all(detector, list(files), settings, label_map, unreadable)
     for own in Progress(found, "detect", "images", total=len(files)):
         detections, problems = _checked(own, label_map)
         write_text(files[own.path], text_of_detections(detections), flush=False)
@@ -95,7 +95,7 @@ def _checked(own, label_map):
     return result.detections, problems + result.problems
 
 
-def detected(detector, paths, settings, label_map, problems):
+def detect_all(detector, paths, settings, label_map, problems):
     """The Objects of each image that can be read, in order.
 
     detector: as an `OnnxDetector`, its names, letterboxed and detect. What is wrong with images

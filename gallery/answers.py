@@ -69,8 +69,8 @@ class Explainer:
             note = f"only the evidence of its objects is known: {error}"
             cosines = self._of_index(query, rows, row, len(variants))
         sizes = np.repeat(np.array([window[2:]]), len(variants), axis=0)
-        detected = np.repeat(rows.objects.detected[row], len(variants))
-        evidence = self._evidence(query, class_ids, boxes, variants, sizes, detected)
+        has_file = np.repeat(rows.objects.has_file[row], len(variants))
+        evidence = self._evidence(query, class_ids, boxes, variants, sizes, has_file)
         scores = cosines + evidence
         losses = (scores[0] - scores[2:]).tolist()
         # The index has the vector itself, which may be of another batch and less precise.
@@ -105,13 +105,13 @@ class Explainer:
         with torch.autocast(pixels.device.type, self.precision, enabled=not precise):
             return self.engine.model.encode_image(pixels).float()
 
-    def _evidence(self, query, class_ids, boxes, variants, sizes, detected):
+    def _evidence(self, query, class_ids, boxes, variants, sizes, has_file):
         """The weighted evidence of each variant."""
         labels = len(self.engine.label_map)
         own_ids = [class_ids[kept] for kept in variants]
         counts = np.stack([np.bincount(ids, minlength=labels) for ids in own_ids])
         own_boxes = [boxes[kept] for kept in variants]
-        objects = Objects(own_ids, own_boxes, sizes, bins_of(counts), detected)
+        objects = Objects(own_ids, own_boxes, sizes, bins_of(counts), has_file)
         found = self.engine.evidence_of(query, objects)
         return np.zeros(len(variants)) if found is None else found
 
@@ -150,7 +150,7 @@ def _hit(engine, rows, query, place, score, row, explainer):
         "path": arrow["path"][row].as_py(),
         "window": list(rows.window(row)),
         "note": explained.note,
-        "detected": bool(rows.objects.detected[row]),
+        "detected": bool(rows.objects.has_file[row]),
         "counts": counts,
         "boxes": objects,
         "statements": _statements(engine, rows, query, row),
@@ -162,7 +162,7 @@ def _hit(engine, rows, query, place, score, row, explainer):
 
 def _statements(engine, rows, query, row):
     """What each statement of the query's sentences adds, the strongest first."""
-    if not rows.objects.detected[row]:
+    if not rows.objects.has_file[row]:
         return []
     objects = rows.objects
     size = rows.window(row)[2:]

@@ -21,16 +21,16 @@ class Objects:
     """Boxes of R tiles.
 
     class_ids, boxes: for each tile (n) and (n, 6), in pixels of it; sizes: (R, 2) in pixels;
-    bins: (R, K) `bins_of` how many there are of each kind; detected: (R) whether a tile has a
+    bins: (R, K) `bins_of` how many there are of each kind; has_file: (R) whether a tile has a
     detection file, without which it has no evidence.
     """
 
-    def __init__(self, class_ids, boxes, sizes, bins, detected):
+    def __init__(self, class_ids, boxes, sizes, bins, has_file):
         self.class_ids = class_ids
         self.boxes = boxes
         self.sizes = sizes
         self.bins = bins
-        self.detected = detected
+        self.has_file = has_file
         self._unmentioned = None  # (R) what it says if no kind is mentioned, of the last tables
 
     def only(self, rows):
@@ -40,7 +40,7 @@ class Objects:
             [self.boxes[row] for row in rows],
             self.sizes[rows],
             self.bins[rows],
-            self.detected[rows],
+            self.has_file[rows],
         )
 
     def of_kind(self, row, kind):
@@ -69,7 +69,7 @@ class Objects:
                 own, others = self.of_kind(row, kind), self.of_kind(row, other)
                 cell = relation_bins(own, others, self.sizes[row])[relation]
                 result[row] += rounded_weight(weight) * tables.relations[relation, cell]
-        return result * self.detected
+        return result * self.has_file
 
     def _of_unmentioned(self, tables):
         """(R) the evidence of a sentence that mentions kinds, but none of these."""

@@ -93,7 +93,7 @@ def rows_from(arrow, settings):
         boxes=[one.reshape(-1, 6) for one in _lists(arrow["boxes"])],
         sizes=np.stack([arrow["width"].to_numpy(), arrow["height"].to_numpy()], axis=1),  # (R, 2)
         bins=bins_of(counts),
-        detected=arrow["detections"].to_numpy(zero_copy_only=False) != "",
+        has_file=arrow["detections"].to_numpy(zero_copy_only=False) != "",
     )
     vectors = table.vectors_of(arrow["vector"])
     return Rows(arrow.select(COLUMNS), vectors, objects)

@@ -115,11 +115,11 @@ def _joined_tables(tables):
 # ------------------------------------------------------------------ a model on a split
 
 
-def fine_measures(scorer, records, label_map, detected, root, caption_form, retrievals):
+def fine_measures(scorer, records, label_map, class_ids, root, caption_form, retrievals):
     """The figures of a split, as a dict of plain values.
 
-    scorer: an `evaluate.Scorer`. records, label_map: the split's. detected: class ids (objects,)
-    for each image. root: the data set's folder, where `twins.json` and `classes.json` may lie.
+    scorer: an `evaluate.Scorer`. records, label_map: the split's. class_ids: (objects,) for
+    each image. root: the data set's folder, where `twins.json` and `classes.json` may lie.
     caption_form: that of the twins' sentences, see `prepared`. retrievals: the `ranks.Retrieval`
     without evidence, and the one with it or None. Raises ValueError for a file of another form and
     for twins that are no images of the split.
@@ -127,7 +127,7 @@ def fine_measures(scorer, records, label_map, detected, root, caption_form, retr
     names = [record.name for record in records]
     asked = tuple(records), tuple(label_map.lines)
     counting = _queries(counting_set, *asked)
-    is_right = [counted_right(query, detected[query.image]) for query in counting]
+    is_right = [counted_right(query, class_ids[query.image]) for query in counting]
     classes = scene_classes(root, names)
     within = []
     for found in retrievals:

@@ -176,10 +176,13 @@ def _about(result):
     """What was measured, in words."""
     trained = " ".join(result["training_options"]["dataset"] or ["nothing here, a plain CLIP"])
     graph = result["training_options"]["graph"]
+    lines = "the lines their graph's strongest edges"
+    if graph == "none":
+        lines += ", which this model does not look at"
     return (
         f"{result['checkpoint']}, trained on {trained}, epoch {result['epoch']}, "
         f"graph {graph}. Split: {result['origin']}. "
-        "The boxes are the images' own detections, the lines their graph's strongest edges."
+        f"The boxes are the images' own detections, {lines}."
     )
 
 

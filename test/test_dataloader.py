@@ -35,8 +35,8 @@ def data_of(root, **changes):
     return RetrievalData(options, *sources(options))
 
 
-def load(root, **changes):
-    return data_of(root, **changes).image_set("train", IMAGE_SIZE, LABEL_MAP)
+def load(root, graph="object", **changes):
+    return data_of(root, graph=graph, **changes).image_set("train", IMAGE_SIZE, LABEL_MAP)
 
 
 # ------------------------------------------------------------------ options
@@ -146,6 +146,15 @@ def test_images_are_in_the_order_of_the_records(five, capsys):
         torch.testing.assert_close(preprocess.normalize(item["image"]), expected)
     assert found.missing == 1 and found.dropped == 1
     assert f"mini train: 13 captions, {found.counts()}\n" in capsys.readouterr().out
+
+
+def test_without_a_graph_branch_no_graphs_are_made(five):
+    found = load(five, graph="none")
+    assert found[1]["nodes"].shape[0] == 0 and found.dropped == 0
+    assert found.counts() == "1 of 5 images without a detection file"
+    own = load(five)
+    for boxes, expected in zip(found.boxes, own.boxes, strict=True):  # evidence reads them
+        assert np.array_equal(boxes[1], expected[1])
 
 
 def test_control_experiments_have_other_graphs(five):

@@ -330,17 +330,19 @@ def models(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("begun_by", "ended_by"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+    ("begun_by", "ended_by", "graph"),
+    [(2, 1, "object"), pytest.param(1, 2, "none", marks=pytest.mark.slow)],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
-    together, mini, tmp_path, models, begun_by, ended_by
+    together, mini, tmp_path, models, begun_by, ended_by, graph
 ):
     """A signal to one process stops all, and what they save is as one process saves it."""
     straight = tmp_path / "straight"
-    train.main(arguments_of(mini, straight))
+    train.main([*arguments_of(mini, straight), "--graph", graph])
     out = tmp_path / "out"
     stop = partial(signal_last, signal.SIGTERM)
-    codes = together(begun_by, run_child, arguments_of(mini, out), models, 4, stop)
+    words = [*arguments_of(mini, out), "--graph", graph]
+    codes = together(begun_by, run_child, words, models, 4, stop)
     assert codes == [143] * begun_by, together.errors(0)
     progress = resume.read_state(out / "last.pth")["state"]["progress"]
     assert (progress["epoch"], progress["step"], len(log_of(out))) == (2, 1, 1)

@@ -336,8 +336,12 @@ def arguments(mini):
     return ["--dataset", "mini", "--data-root", str(mini), "--device", "cpu"]
 
 
-def test_training_fits_evidence_and_evaluation_adds_it(run, capsys):
-    path = run() / "best_model.pth"
+BRANCHES = pytest.mark.parametrize("branch", ["object", "none"])
+
+
+@BRANCHES
+def test_training_fits_evidence_and_evaluation_adds_it(run, branch, capsys):
+    path = run("--graph", branch) / "best_model.pth"
     found = evidence.of_checkpoint(load_checkpoint(path)[1])
     assert found.weight in evidence.WEIGHTS and found.tables.counts.any()
     assert "object evidence: validation mR" in capsys.readouterr().out
@@ -399,8 +403,9 @@ def test_without_detections_there_is_nothing_to_fit(plain_clip, arguments, tmp_p
         evidence.main([*start, "--det-json", str(tmp_path / "none")])
 
 
-def test_infer_adds_evidence_and_explains(run, tmp_path, capsys):
-    path = run() / "best_model.pth"
+@BRANCHES
+def test_infer_adds_evidence_and_explains(run, branch, tmp_path, capsys):
+    path = run("--graph", branch) / "best_model.pth"
     fixed = ["--checkpoint", str(path), "--device", "cpu"]
     cosines = infer.main([*fixed, "--evidence", "off"])
     with_evidence = infer.main([*fixed, "--evidence", "0.5"])

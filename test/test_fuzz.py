@@ -176,10 +176,12 @@ def checkpoint_files(folder):
     files = []
     for name, config, changes in (
         ("vit", VIT, {}),
+        ("plain", VIT, {"graph": "none"}),
         ("lora", VIT, {"train": "lora", "clip": "start.pt"}),
         ("resnet", RESNET, {"fusion": "gate"}),
     ):
-        options = for_training({**default_options("train"), **changes}, {})
+        usual = {**default_options("train"), "graph": "object"}
+        options = for_training({**usual, **changes}, {})
         network = model.build(config, LABELS, options)
         if "train" in changes:
             adapt(network, 2, 4.0, 0.0)
@@ -190,7 +192,7 @@ def checkpoint_files(folder):
     files.append(folder / "published.pth")
     torch.save(model.build(VIT, LABELS, published).state_dict(), files[-1])
 
-    options = for_training({**default_options("train"), "precision": "fp32"}, {})
+    options = for_training({**usual, "precision": "fp32"}, {})
     network = model.build(VIT, LABELS, options)
     learner = make_learner(network, options, 10)
     for parameter in network.parameters():

@@ -85,7 +85,7 @@ def server(tmp_path_factory):
 def new_run(root):
     """Options of a new run; ten of the training images are its dev split."""
     data = ["--dataset", "mini", "--data-root", str(root), "--dev-images", "10"]
-    small = ["--model", "tiny", "--device", "cpu", "--batch-size", "4"]
+    small = ["--model", "tiny", "--device", "cpu", "--batch-size", "4", "--graph", "object"]
     return [*data, *small, "--epochs", str(EPOCHS), "--lr-new", "0.01"]
 
 
@@ -321,6 +321,15 @@ def test_a_run_goes_on_from_any_step(training, goes_on, tmp_path, step):
     stops = partial(signals_itself, signal.SIGTERM, step)
     assert end(training(folder, prepare=stops)) == 143
     goes_on(folder)
+
+
+def test_the_default_without_a_branch_goes_on_from_a_step(training, tmp_path):
+    """As all the others here go on, whose model has a graph branch."""
+    stops = partial(signals_itself, signal.SIGTERM, 4)
+    for name, prepare, code in (("straight", nothing, 0), ("stopped", stops, 143)):
+        assert end(training(tmp_path / name, "--graph", "none", prepare=prepare)) == code
+    assert end(training(tmp_path / "stopped")) == 0
+    assert left(tmp_path / "stopped") == left(tmp_path / "straight")
 
 
 @SLOW

@@ -81,6 +81,17 @@ def test_what_is_known_is_not_encoded_again(encode, tiles):
     assert (difference[[1, 3]] > 1e-3).all()
 
 
+def test_boxes_that_no_branch_sees_change_no_features(save_tiny, tiles, cache, monkeypatch):
+    model, checkpoint = load_model(save_tiny("plain.pth", "--graph", "none"), "cpu")
+    paths, files = tiles
+    first = encode_files(model, checkpoint, paths, files, "cpu")
+    write_detections(files[1], [box(30, 30)])
+    monkeypatch.setattr(stream, "decode", None)
+    again = encode_files(model, checkpoint, paths, files, "cpu")
+    assert torch.equal(again.features, first.features)
+    assert again.images.boxes[1][1][0][0] == 30 != first.images.boxes[1][1][0][0]
+
+
 def test_another_model_has_features_of_its_own(encode, save_tiny):
     encode()
     other, _ = load_model(save_tiny("other.pth", "--seed", "1"), "cpu")

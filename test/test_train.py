@@ -63,8 +63,9 @@ def test_the_seed_alone_decides_the_weights(run, started):
     assert {"text_projection", "gcn1.lin.weight"} <= changed(start, started)
 
 
-def test_an_epoch_equals_a_plain_loop(run, started):
-    network, saved = load_checkpoint(run("--drop-graphs", "0") / "last.pth")
+@pytest.mark.parametrize("graph", [("object", "--drop-graphs", "0"), ("none",)])
+def test_an_epoch_equals_a_plain_loop(run, started, graph):
+    network, saved = load_checkpoint(run("--graph", *graph) / "last.pth")
     options = saved["options"]
     network.load_state_dict(started)
     data = RetrievalData(options, *sources(options))

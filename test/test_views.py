@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from dataset.detecting import Settings, detected
+from dataset.detecting import Settings, detect_all
 from dataset.views import Seen, merged, views
 from det_formats.det_json import read_label_map
 from det_formats.onnx_detector import Found
@@ -50,7 +50,7 @@ def look(tmp_path):
         image.save(tmp_path / "a.png")
         settings = Settings(side, overlap, scales, 0.25, 0.55, batch_size=4)
         problems = []
-        [one] = detected(Blobs(), [tmp_path / "a.png"], settings, LABELS, problems)
+        [one] = detect_all(Blobs(), [tmp_path / "a.png"], settings, LABELS, problems)
         assert not problems
         low, sizes = one.boxes[:, :2] - one.boxes[:, 2:4] / 2, one.boxes[:, 2:4]
         rows = np.concatenate([low, sizes], axis=1).tolist()
