@@ -129,7 +129,8 @@ def image_features(device, small):
         tolerance = 1e-5 if name == "fp32" else 5e-3  # different photos differ by 3e-2
         require_equal(close(of_ours(), of_theirs(), tolerance), "the image features")
         sides = {"ours": of_ours, "open_clip": of_theirs}
-        result = compared(f"{number} images, ViT-B/32, {name}", sides, repetitions)
+        what = f"{number} images, ViT-B/32, {name}"
+        result = compared(what, sides, repetitions, warm_up=False)
         operations = operations_of(of_ours)
         results.append(with_share_of_limit(result, operations, device, precision, small))
     return results
@@ -163,6 +164,7 @@ def text_features(device, small):
             },
             repetitions,
             shares={"open_clip, 77 tokens, a tenth of them, x 10": len(tenth) / number},
+            warm_up=False,
         )
     ]
 
@@ -222,7 +224,8 @@ def evaluating(device, small):
         "open_clip, an image encoding a caption": pair_by_pair,
         "open_clip, each image once": each_once,
     }
-    return [compared(f"{number} images, {captions} captions, ViT-B/32", sides, repetitions)]
+    what = f"{number} images, {captions} captions, ViT-B/32"
+    return [compared(what, sides, repetitions, warm_up=False)]
 
 
 def _recalls(scores, counts):
@@ -279,7 +282,8 @@ def training_step(device, small):
         sides = {"ours": our_step, "open_clip, 77 tokens": their_step}
         if name == "bf16":
             sides["ours in fp32"] = steps["fp32"]
-        result = compared(f"{pairs} pairs, ViT-B/32, {name}", sides, repetitions)
+        what = f"{pairs} pairs, ViT-B/32, {name}"
+        result = compared(what, sides, repetitions, warm_up=False)
         operations = operations_of(our_step)
         results.append(with_share_of_limit(result, operations, device, precision, small))
     return results

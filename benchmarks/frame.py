@@ -20,21 +20,25 @@ class Result(NamedTuple):
     notes: dict  # further figures, by what they are
 
 
-def compared(name, sides, repetitions, notes=None, shares=None):
+def compared(name, sides, repetitions, notes=None, shares=None, warm_up=True):
     """The Result of sides, {name: function}, that take turns after one round of warm-up.
 
     The first side is ours. shares: {side: share of the work that its function does}, 1 where it is
-    not named; its seconds are divided by it.
+    not named; its seconds are divided by it. warm_up: False where all sides have just run, as for
+    what a row asserts.
     """
     shares = shares or {}
     seconds = {side: [] for side in sides}
-    for repetition in range(repetitions + 1):
+    if warm_up:
+        for function in sides.values():
+            function()
+    _finish()
+    for _ in range(repetitions):
         for side, function in sides.items():
             begin = time.perf_counter()
             function()
             _finish()
-            if repetition > 0:
-                seconds[side].append((time.perf_counter() - begin) / shares.get(side, 1))
+            seconds[side].append((time.perf_counter() - begin) / shares.get(side, 1))
     ours, *others = (np.array(seconds[side]) for side in sides)
     ratios = {}
     for side, other in zip(list(sides)[1:], others, strict=True):

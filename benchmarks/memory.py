@@ -143,4 +143,5 @@ def recompute(device, small):
     for model_config in [measured_config(small)] if small else map(read_model_config, MODELS):
         notes.update(by_batch_size(model_config))
     sides = {"with --recompute": with_it, "without": without}
-    return [compared(f"a step of {pairs} pairs, ViT-B/32, fp32", sides, repetitions, notes)]
+    what = f"a step of {pairs} pairs, ViT-B/32, fp32"
+    return [compared(what, sides, repetitions, notes, warm_up=False)]

@@ -185,7 +185,8 @@ def recall(device, small):
         notes["MB at the peak above the features"] = above / 1e6
     name = f"{images:,} x {texts:,} x {width}; by query: {SHARE} x the time of a tenth of them"
     sides = {"recalls from features": lambda: retrieval_metrics(*features), "by query": by_query}
-    return [compared(name, sides, repetitions, notes, shares={"by query": 1 / SHARE})]
+    shares = {"by query": 1 / SHARE}
+    return [compared(name, sides, repetitions, notes, shares, warm_up=False)]
 
 
 def main(arguments=None):
