@@ -265,7 +265,7 @@ def main(arguments=None):
 
     file = escaped(options.detections)
     print(f"{file}: {len(graph)} objects in {image.width} x {image.height} pixels")
-    print(f"{len(seen)} of {len(graph)} objects are seen by the model")
+    print(f"{len(seen)} of {len(graph)} objects fit into the graph")
     for kind, evidence in sanity.findings({file: _box_array(detections)}, {file: image.size}):
         print(f"warning: {kind}: {evidence}", file=sys.stderr)
     for i, node in graph.nodes(data=True):
@@ -274,7 +274,7 @@ def main(arguments=None):
         print(
             f"  {i:2d} {label:20s} centre {cx:6.1f} {cy:6.1f}  size {w:5.1f} x {h:5.1f}  "
             f"angle {math.degrees(angle):6.1f} deg  area {100 * node['area']:5.2f} %  {score:.2f}"
-            f"{'' if i in seen else '  not seen'}"
+            f"{'' if i in seen else '  not in it'}"
         )
     pairs = itertools.combinations(sorted(seen), 2)
     for i, j in sorted(pairs, key=lambda pair: -graph.edges[pair]["weight"])[:5]:

@@ -43,7 +43,7 @@ from dataset.images import (
 )
 from dataset.stream import ImageStream
 from det_formats.det_json import LabelMap, read_label_map
-from model import build, is_checkpoint, latest_checkpoint, load_checkpoint, objects_seen
+from model import build, is_checkpoint, latest_checkpoint, load_checkpoint, object_limit
 from options import default_options, parse_options, run
 from progress import Progress
 from V_Graph import detection_arrays
@@ -261,7 +261,7 @@ def image_settings(checkpoint):
     return {
         "image_size": checkpoint["definition"]["image_size"],
         "label_map": LabelMap(checkpoint["labels"]),
-        "max_objects": objects_seen(options),
+        "max_objects": object_limit(options),
         "edges": options["graph"] != "no-edges",
         "published": options["graph"] == "published",
     }
@@ -283,7 +283,8 @@ def _encoded(model, stream, device, batch_size):
 def _feature_store(model, checkpoint, device):
     """The FeatureStore of a model; None for the published branch, by which batch mates count.
 
-    Its name is a digest of all that features depend on besides an image and its boxes.
+    Its name is a digest of all that features depend on besides an image and, with a graph branch,
+    its boxes.
     """
     options = checkpoint["options"]
     if options["graph"] == "published":

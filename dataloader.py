@@ -17,7 +17,7 @@ from dataset.annotations import read_annotations, with_validation
 from dataset.batches import ImageSet, require_none
 from dataset.cache import RAM_GIB
 from escaping import escaped
-from model import objects_seen
+from model import object_limit
 from progress import Progress
 
 VAL_FRACTION = 0.1  # of the training images, where no validation split is shipped
@@ -272,7 +272,7 @@ def joint_image_set(data_sets, split, image_size, label_map):
         detections,
         image_size=image_size,
         label_map=label_map,
-        max_objects=objects_seen(options),
+        max_objects=object_limit(options),
         # Processes that share a run share the pixels too, as a file that is decoded once.
         ram_gib=0 if processes.several() else RAM_GIB,
         exchange=options["seed"] if options["graph"] == "exchanged" else None,

@@ -54,7 +54,7 @@ from metrics.queries import query_rows, top_items, worst_and_best
 from metrics.ranks import KS, per_image
 from metrics.result_page import write_page
 from metrics.tables import comparison, read_results, table, write_ranks, write_results
-from model import latest_checkpoint, objects_seen
+from model import latest_checkpoint, object_limit
 from options import DATA, FREE, given_options, parse_options, run
 
 # ------------------------------------------------------------------ a model on a split
@@ -152,7 +152,10 @@ def prepare(options, given, load):
 
 
 class ImageContent(NamedTuple):
-    """All that decides what an ImageSet holds: checkpoints for which it is equal share the set."""
+    """All that decides what an ImageSet holds: checkpoints for which it is equal share the set.
+
+    So the images are decoded twice where one model has a graph branch and another has none.
+    """
 
     files: tuple
     detections: tuple  # a file or None for each image
@@ -174,7 +177,7 @@ def image_content(data, split, saved):
         problems=tuple(problems),
         image_size=saved["definition"]["image_size"],
         labels=tuple(saved["labels"]),
-        max_objects=objects_seen(data.options),
+        max_objects=object_limit(data.options),
         graph=data.options["graph"],
         exchange_seed=data.options["seed"] if exchanged else None,
     )

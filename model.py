@@ -221,7 +221,7 @@ def branch_of(graph):
     return "object" if graph in ("exchanged", "no-edges") else graph
 
 
-def objects_seen(options):
+def object_limit(options):
     """The most objects of an image that a model's graph branch takes; 0 without a branch."""
     return 0 if options["graph"] == "none" else options["max_objects"]
 

@@ -287,16 +287,16 @@ def training_loop(learner, data, options, content, progress, lines, lock):
 
 def add_evidence(out, data, options):
     """Fit the object evidence beside the best model, and write it into best_model.pth."""
+    if not any(data.train_set.image_set.has_file):
+        print("no training image has a detection file: there is no object evidence to fit")
+        return
     path = out / "best_model.pth"
     device = pick_device(options["device"])
     model, _ = load_checkpoint(path, device)
     again = resume_command(out)
     print(f"trained; now the object evidence is fitted. If it is stopped here, fit it by: {again}")
     evidence = fit_beside(model, data, device, encoded_at_once(options), options["workers"])
-    if evidence is None:
-        print("no training image has a detection file: there is no object evidence to fit")
-    else:
-        add_to_checkpoint(path, evidence=as_field(evidence))
+    add_to_checkpoint(path, evidence=as_field(evidence))
 
 
 AFTER_A_LOSS = "start the same command again with --resume, to go on from the last save"

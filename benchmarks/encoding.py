@@ -242,7 +242,7 @@ def _recalls(scores, counts):
     return 100 * float(torch.stack(shares).mean())
 
 
-def _image_set(folder, number, checkpoint):
+def _image_set(folder, number, checkpoint, max_objects=0):
     """An ImageSet of so many photos, without detections, in memory."""
     write_photos(folder / "images", number)
     paths = sorted((folder / "images").iterdir())
@@ -251,7 +251,7 @@ def _image_set(folder, number, checkpoint):
         [None] * number,
         image_size=checkpoint["definition"]["image_size"],
         label_map=LabelMap(checkpoint["labels"]),
-        max_objects=20,
+        max_objects=max_objects,
     )
 
 
@@ -301,9 +301,11 @@ def training_batch(pairs, device, small, detections=None):
     checkpoint = plain_checkpoint(measured_config(small))
     texts = list(dict.fromkeys(sentences(4 * pairs)))[:pairs]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        images = _image_set(Path(folder), pairs, checkpoint)
-    if detections is not None:
-        images = images.with_boxes(detections)
+        if detections is None:
+            images = _image_set(Path(folder), pairs, checkpoint)
+        else:
+            images = _image_set(Path(folder), pairs, checkpoint, max_objects=20)
+            images = images.with_boxes(detections)
     records = [Record(path.name, (text,)) for path, text in zip(images.paths, texts, strict=True)]
     train_set = TrainingSet(
         images,
@@ -348,9 +350,10 @@ def graph_branch(device, small):
         boxes = random.uniform((1, 1, 5, 5, -1.5, 0.3), (255, 255, 60, 60, 1.5, 1), size=(20, 6))
         detections.append((random.integers(kinds, size=20), boxes))
     steps = {}
-    for graph in ("object", "none"):
-        batch, train_set = training_batch(pairs, device, small, detections)
-        require_equal(bool(batch["mask"].all()), "the objects")
+    for graph, own in (("object", detections), ("none", None)):
+        batch, train_set = training_batch(pairs, device, small, own)
+        objects = int(batch["mask"].sum())
+        require_equal(objects == (0 if own is None else 20 * pairs), "the objects")
         torch.manual_seed(0)
         options = fine_tuning_options("fp32", graph=graph)
         network = model.build(measured_config(small), labels, options).to(device)

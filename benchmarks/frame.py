@@ -24,8 +24,8 @@ def compared(name, sides, repetitions, notes=None, shares=None, warm_up=True):
     """The Result of sides, {name: function}, that take turns after one round of warm-up.
 
     The first side is ours. shares: {side: share of the work that its function does}, 1 where it is
-    not named; its seconds are divided by it. warm_up: False where all sides have just run, as for
-    what a row asserts.
+    not named; its seconds are divided by it. warm_up: False where each side has run before, as
+    where a row asserts what it computes.
     """
     shares = shares or {}
     seconds = {side: [] for side in sides}

@@ -138,10 +138,10 @@ def recompute(device, small):
         set_training_mode(network, options)
         steps.append(partial(train_step, learner, train_set, batch, options, "the bench"))
     with_it, without = steps
-    require_equal(abs(with_it() - without()) <= 1e-5, "the losses")
     notes = {}
     for model_config in [measured_config(small)] if small else map(read_model_config, MODELS):
         notes.update(by_batch_size(model_config))
+    require_equal(abs(with_it() - without()) <= 1e-5, "the losses")
     sides = {"with --recompute": with_it, "without": without}
     what = f"a step of {pairs} pairs, ViT-B/32, fp32"
     return [compared(what, sides, repetitions, notes, warm_up=False)]

@@ -185,8 +185,7 @@ def recall(device, small):
         notes["MB at the peak above the features"] = above / 1e6
     name = f"{images:,} x {texts:,} x {width}; by query: {SHARE} x the time of a tenth of them"
     sides = {"recalls from features": lambda: retrieval_metrics(*features), "by query": by_query}
-    shares = {"by query": 1 / SHARE}
-    return [compared(name, sides, repetitions, notes, shares, warm_up=False)]
+    return [compared(name, sides, repetitions, notes, shares={"by query": 1 / SHARE})]
 
 
 def main(arguments=None):

@@ -38,9 +38,10 @@ class Images(Dataset):
     """Image files with the boxes of their detections: what a set and a stream have in common.
 
     paths: image files; boxes: (class ids, boxes) of each, as `V_Graph.detection_arrays`; has_file:
-    whether each has a detection file; source: whose graph an image gets; max_objects: 0 for a model
-    without graph branch; edges=False leaves the edges out; published=True gives graphs by
-    `V_Graph.published_arrays`; sizes: (width, height) of each in pixels, as far as known.
+    whether each has a detection file; source: whose graph an image gets; max_objects: the most
+    objects of a graph, 0 for a model without graph branch; edges=False leaves the edges out;
+    published=True gives graphs by `V_Graph.published_arrays`; sizes: (width, height) of each in
+    pixels, as far as known.
     """
 
     def __init__(
@@ -368,7 +369,7 @@ class TrainingSet(Dataset):
         A last, smaller batch is dropped. Of `world` processes that share each batch, process `rank`
         gets its part: of as many rows as the others', one part after another.
         """
-        if not self._moves_objects():
+        if self.image_set.max_objects == 0 or not self._moves_objects():
             _ = self.image_set.kept_graphs  # made here, not by each loader process
         order = np.random.default_rng((self.seed, epoch)).permutation(self.used)
         if len(order) >= batch_size:

@@ -263,11 +263,11 @@ def _rectangle_around(corners):
 
 def _with_legend(picture, seen, unseen, left_out):
     """The picture with lines below it that tell what is drawn; as wide as they are, at least."""
-    lines = [f"{seen} of {seen + unseen} objects are seen by the model"]
+    lines = [f"{seen} of {seen + unseen} objects fit into the graph"]
     if unseen:
-        lines[0] += f"; {unseen} are not (grey, number alone, no edges)"
+        lines[0] += f"; {unseen} do not (grey, number alone, no edges)"
     lines.append(
-        f"lines: the {EDGES_EACH} strongest edges of each seen object, of weight {FAINTEST} or more"
+        f"lines: the {EDGES_EACH} strongest edges of each of these, of weight {FAINTEST} or more"
     )
     if left_out:
         lines.append(f"labels without room: {left_out} (number alone, or nothing)")

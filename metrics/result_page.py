@@ -177,8 +177,8 @@ def _about(result):
     trained = " ".join(result["training_options"]["dataset"] or ["nothing here, a plain CLIP"])
     graph = result["training_options"]["graph"]
     lines = "the lines their graph's strongest edges"
-    if graph == "none":
-        lines += ", which this model does not look at"
+    if graph != "object":
+        lines += ", which this model does not see"
     return (
         f"{result['checkpoint']}, trained on {trained}, epoch {result['epoch']}, "
         f"graph {graph}. Split: {result['origin']}. "

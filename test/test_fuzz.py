@@ -174,13 +174,13 @@ def by_path(path):
 def checkpoint_files(folder):
     """Checkpoints of each kind, and a `last.pth`."""
     files = []
+    usual = {**default_options("train"), "graph": "object"}
     for name, config, changes in (
         ("vit", VIT, {}),
         ("plain", VIT, {"graph": "none"}),
         ("lora", VIT, {"train": "lora", "clip": "start.pt"}),
         ("resnet", RESNET, {"fusion": "gate"}),
     ):
-        usual = {**default_options("train"), "graph": "object"}
         options = for_training({**usual, **changes}, {})
         network = model.build(config, LABELS, options)
         if "train" in changes:

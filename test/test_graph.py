@@ -289,10 +289,10 @@ def test_the_command_prints_and_draws_a_sample(tmp_path, capsys):
     printed, warned = capsys.readouterr()
     assert warned == ""
     assert "5 objects in 128 x 128 pixels" in printed
-    assert "4 of 5 objects are seen by the model" in printed
+    assert "4 of 5 objects fit into the graph" in printed
     lines = [line for line in printed.splitlines() if " ship " in line]
     assert [int(line.split()[0]) for line in lines] == [0, 1, 2, 3, 4]
-    assert [line.endswith("not seen") for line in lines] == [False, False, False, False, True]
+    assert [line.endswith("not in it") for line in lines] == [False, False, False, False, True]
     edges = [line.split(":")[0].strip() for line in printed.splitlines() if "  edge " in line]
     assert edges == ["edge 1-2", "edge 0-1", "edge 0-2", "edge 2-3", "edge 1-3"]  # strongest first
     assert f"nodes (4, {K + 7}), adjacency (4, 4)\n" in printed
