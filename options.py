@@ -315,7 +315,7 @@ OPTIONS = (
     option("--recompute", "train", "device", free=True, action="store_true",
            only={"train": tuple(name for name in TRAINED if name != "graph")},
            help="compute the transformers' inner values again in the backward pass: less memory, "
-                "a third more time"),
+                "a fifth to a third more time"),
     option("--workers", "train evaluate evidence", "device", least=0, free=True, type=int,
            default=0,
            help="loader processes; raise where a GPU waits for data"),
