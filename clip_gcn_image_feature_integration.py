@@ -309,11 +309,12 @@ def digest_of_weights(weights, model_config):
 
 
 @torch.no_grad()
-def encode_texts(model, texts, device, batch_size=256):
+def encode_texts(model, texts, device, batch_size=64):
     """Unit features of texts (T, D) on the CPU.
 
     Texts with the same tokens are encoded once, so that their features are equal to the bit. Those
-    of one length go together: a batch is as long as its longest text.
+    of one length go together: a batch is as long as its longest text, and in a small one hardly any
+    is shorter.
     Processes that share a run share the batches, as in `encode_images`.
     """
     model.eval()
