@@ -85,7 +85,7 @@ def _unknown_character(character, place):
 
 class _Sql(NamedTuple):
     text: str
-    kind: str  # or, and; one: a comparison or a negation
+    kind: str  # or, and; one: a comparison or its negation
 
     def inside(self, *kinds):
         """Its text, in parentheses unless it is of one of these kinds."""
@@ -93,13 +93,19 @@ class _Sql(NamedTuple):
 
 
 class _Parser:
-    """Reads tokens from left to right; methods return what they have read as SQL."""
+    """Reads tokens from left to right; methods return what they have read as SQL.
+
+    A `not` is written before single comparisons only, by De Morgan's laws: LanceDB takes
+    `ship IN (1) AND ship IN (2)` for false where the column is null, and its negation would find
+    the row.
+    """
 
     def __init__(self, tokens, columns):
         self.tokens = tokens
         self.columns = columns
         self.next = 0
         self.depth = 0
+        self.negated = False  # whether an odd number of nots is around what is read
 
     def whole(self):
         sql = self.alternatives()
@@ -111,31 +117,35 @@ class _Parser:
         parts = [self.conjunction()]
         while self.takes("or"):
             parts.append(self.conjunction())
-        if len(parts) == 1:
-            return parts[0]
-        texts = [part.inside("one", "and", "or") for part in parts]
-        return _Sql(" OR ".join(texts), kind="or")
+        return self.joined(parts, "and" if self.negated else "or")
 
     def conjunction(self):
         parts = [self.part()]
         while self.takes("and"):
             parts.append(self.part())
+        return self.joined(parts, "or" if self.negated else "and")
+
+    def joined(self, parts, word):
+        """Several _Sql as one, by `and` or `or`."""
         if len(parts) == 1:
             return parts[0]
-        texts = [part.inside("one", "and") for part in parts]
-        return _Sql(" AND ".join(texts), kind="and")
+        bare = ("one", "and") if word == "and" else ("one", "and", "or")
+        texts = [part.inside(*bare) for part in parts]
+        return _Sql(f" {word.upper()} ".join(texts), kind=word)
 
     def part(self):
         """A comparison, or `not` or parentheses around something."""
         place = self.token.place
-        negated = self.takes("not")
-        if not negated and not self.takes("("):
-            return _Sql(self.comparison(), kind="one")
+        is_not = self.takes("not")
+        if not is_not and not self.takes("("):
+            return self.comparison()
         self.depth += 1
         if self.depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} levels deep at character {place}")
-        if negated:
-            sql = _Sql(f"NOT ({self.part().text})", kind="one")
+        if is_not:
+            self.negated = not self.negated
+            sql = self.part()
+            self.negated = not self.negated
         else:
             sql = self.alternatives()
             self.expect(")")
@@ -143,33 +153,41 @@ class _Parser:
         return sql
 
     def comparison(self):
-        """The text of a comparison of one column."""
+        """A comparison of one column, negated where an odd number of nots is around it."""
         name, kind = self.column()
         if self.takes("is"):
             negation = "NOT " if self.takes("not") else ""
             self.expect("null")
-            return f"`{name}` IS {negation}NULL"
+            return self.signed(f"`{name}` IS {negation}NULL")
         if self.token.text in COMPARISONS:
             sign = self.take().text
             sign = {"==": "=", "<>": "!="}.get(sign, sign)
             column, [value] = _as_sql(name, [self.value(name, kind)])
-            return f"{column} {sign} {value}"
+            return self.signed(f"{column} {sign} {value}")
         negation = "NOT " if self.takes("not") else ""
         if self.takes("in"):
             column, values = _as_sql(name, self.values(name, kind))
-            return f"{column} {negation}IN ({', '.join(values)})"
+            values = ", ".join(values)
+            if bool(negation) == self.negated:
+                return _Sql(f"{column} IN ({values})", kind="one")
+            # LanceDB takes `ship NOT IN (1) OR ship NOT IN (2)` for true where the column is null.
+            return _Sql(f"{column} NOT IN ({values}) AND `{name}` IS NOT NULL", kind="and")
         if self.takes("between"):
             low = self.value(name, kind)
             self.expect("and")
             column, [low, high] = _as_sql(name, [low, self.value(name, kind)])
-            return f"{column} {negation}BETWEEN {low} AND {high}"
+            return self.signed(f"{column} {negation}BETWEEN {low} AND {high}")
         if self.is_next("like"):
             place = self.take().place
             if kind != "text":
                 raise ValueError(f"'like' at character {place} is for text; {name!r} is a {kind}")
-            return f"`{name}` {negation}LIKE {self.value(name, kind)}"
+            return self.signed(f"`{name}` {negation}LIKE {self.value(name, kind)}")
         signs = "in, like, between" if negation else "=, !=, <, <=, >, >=, in, like, between, is"
         raise self.expected(f"one of {signs} after {name!r}")
+
+    def signed(self, text):
+        """A comparison, or its negation where an odd number of nots is around it."""
+        return _Sql(f"NOT ({text})" if self.negated else text, kind="one")
 
     def column(self):
         """The name of the column that comes next, as declared, and its kind."""

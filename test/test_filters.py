@@ -33,9 +33,18 @@ ROWS = [  # number, ship, storage_tank, path, modified
         ("((ship=1))", "`ship` = 1"),
         ("ship=1 or ship=2 and ship=3", "`ship` = 1 OR `ship` = 2 AND `ship` = 3"),
         ("(ship=1 or ship=2) and ship=3", "(`ship` = 1 OR `ship` = 2) AND `ship` = 3"),
-        ("not (ship=1 and ship=2)", "NOT (`ship` = 1 AND `ship` = 2)"),
+        ("not (ship=1 and ship=2)", "NOT (`ship` = 1) OR NOT (`ship` = 2)"),
+        ("not (ship=1 or ship=2) or ship=3", "NOT (`ship` = 1) AND NOT (`ship` = 2) OR `ship` = 3"),
+        (
+            "not (ship=1 or not (ship=2 or ship=3))",
+            "NOT (`ship` = 1) AND (`ship` = 2 OR `ship` = 3)",
+        ),
         ("ship in (1, -2)", "`ship` IN (1, -2)"),
-        ("ship not in (.5,1)", "CAST(`ship` AS DOUBLE) NOT IN (0.5, 1.0)"),
+        (
+            "ship not in (.5,1)",
+            "CAST(`ship` AS DOUBLE) NOT IN (0.5, 1.0) AND `ship` IS NOT NULL",
+        ),
+        ("not (ship not in (1))", "`ship` IN (1)"),
         ("ship < 3e9", "CAST(`ship` AS DOUBLE) < 3000000000.0"),
         ("ship between -1 and 2 and ship=1", "`ship` BETWEEN -1 AND 2 AND `ship` = 1"),
         ("path is not null", "`path` IS NOT NULL"),
@@ -230,6 +239,13 @@ def test_lancedb_finds_what_a_naive_reading_finds(found, expression):
     text, test = expression
     expected = [row["n"] for row in ROWS if test(row) is True]
     assert found(condition(text, COLUMNS)) == expected, text
+
+
+def test_a_contradiction_is_unknown_where_the_column_is_null(found):
+    unknown = [row["n"] for row in ROWS if row["ship"] is None]
+    known = [row["n"] for row in ROWS if row["ship"] is not None]
+    assert unknown and found(condition("not (ship in (-2) and ship in (0))", COLUMNS)) == known
+    assert found(condition("ship not in (-2) or not ship in (0)", COLUMNS)) == known
 
 
 def test_lancedb_takes_the_longest_and_the_deepest_conditions(found):
