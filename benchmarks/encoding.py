@@ -243,7 +243,7 @@ def _recalls(scores, counts):
 
 
 def _image_set(folder, number, checkpoint, max_objects=0):
-    """An ImageSet of so many photos, without detections, in memory."""
+    """An ImageSet of so many photos, without detections, in memory; max_objects: of a graph."""
     write_photos(folder / "images", number)
     paths = sorted((folder / "images").iterdir())
     return ImageSet(
